@@ -1,0 +1,1 @@
+"""Figures of merit, slices, calibration and comparisons over seeds."""

@@ -1,0 +1,48 @@
+"""Temperature scaling: one number that makes probabilities mean what they say."""
+
+from __future__ import annotations
+
+import math
+
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from limbeck.evaluation.metrics import require_scorable
+
+#: Temperatures that :func:`fit_temperature` can return, lowest and highest.
+TEMPERATURES = (0.05, 20.0)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    r"""Fit the temperature of "On Calibration of Modern Neural Networks" (Guo et al., ICML 2017,
+    https://arxiv.org/abs/1706.04599).
+
+    .. math:: T = \arg\min_T \; -\frac{1}{N} \sum_v \log \mathrm{softmax}(z_v / T)_{y_v}
+
+    The loss is convex in :math:`1/T`, hence has one minimum in :math:`\log T`, where it is
+    searched. Divide logits by ``T`` before the softmax: ``T`` above 1 says that the model was too
+    sure of itself. Accuracy does not change.
+
+    Args:
+        logits: Logits of validation nodes, float ``[N, C]``.
+        labels: Their labels, int64 ``[N]``.
+
+    Returns:
+        The temperature, between 0.05 and 20. An end of that range is returned where the loss
+        falls towards it: 0.05 if every node is classified correctly, 20 if the logits are worse
+        than no answer.
+
+    Raises:
+        InputError: If there is no node, a label is outside ``0 .. C-1``, a logit is not finite
+            or the lengths differ.
+    """  # noqa: D205
+    logits, labels = require_scorable(logits, labels)
+
+    def loss(log_temperature: float) -> float:
+        return float(cross_entropy(logits / math.exp(log_temperature), labels))
+
+    low, high = (math.log(temperature) for temperature in TEMPERATURES)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    # the search never tries the ends themselves; 1 comes first, for logits that no T can help
+    return math.exp(min((0.0, float(found.x), low, high), key=loss))

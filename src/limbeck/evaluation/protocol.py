@@ -1,0 +1,292 @@
+"""One distillation under the protocol: train, select on validation, score the test nodes once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import OptionError, TeacherError
+from limbeck.evaluation.calibration import fit_temperature
+from limbeck.evaluation.metrics import accuracy, cut_consistency, score
+from limbeck.evaluation.slices import score_slices
+from limbeck.export.bundle import export_bundle
+from limbeck.graphs.view import View
+from limbeck.methods import Method, make_method
+from limbeck.runtime.predictor import BundledStudent
+from limbeck.students.inputs import NodeInputs
+from limbeck.teachers.knowledge import FittedTeacher
+from limbeck.teachers.own import Teacher, TeacherSource, knowledge_from
+from limbeck.training.fit import Checkpoint, History, seeded
+
+EVAL_BLOCK = 16_384
+"""Nodes per forward pass in evaluation."""
+
+Scores = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some test nodes and everyone's answers for them.
+
+    Args:
+        share: Weight of this part in the setting's score; the parts' shares sum to one.
+        nodes: Nodes of ``view.everything``, int64 ``[T]``.
+        student: The student's logits ``[T, C]``.
+        teacher: The teacher's logits ``[T, C]``, or ``None`` where it has no answer.
+    """
+
+    share: float
+    nodes: Tensor
+    student: Tensor
+    teacher: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A student with what it was distilled from and how well it does.
+
+    Args:
+        view: What was observed.
+        method: The method with its hyper-parameters.
+        teacher: The teacher, ``None`` for a method without one.
+        student: The trained student, in eval mode.
+        history: How its training went.
+        seed: Seed of its weights, dropout and batches.
+    """
+
+    view: View
+    method: Method
+    teacher: FittedTeacher | None
+    student: torch.nn.Module
+    history: History
+    seed: int
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The student's logits for all nodes of ``view.everything``, ``[N, C]``."""
+        return predict_logits(self.student, NodeInputs(x=self.view.everything.x))
+
+    @cached_property
+    def temperature(self) -> float:
+        """Temperature that calibrates the student on validation nodes."""
+        val = self.view.val
+        return fit_temperature(self.logits[val], self.view.observed.y[val])
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Scores of ``"teacher"`` and ``"student"``, for the view's setting.
+
+        Each has ``val_accuracy`` and, over the setting's test nodes, ``test_accuracy``,
+        ``test_macro_f1``, ``test_roc_auc``, ``ece``, ``brier``, ``agreement`` and
+        ``cut_consistency``; ``slices`` holds accuracy by degree, local homophily and class.
+        """
+        view = self.view
+        student = self._scores_of(self.logits, [part.student for part in self.parts])
+        student["temperature"] = self.temperature
+        if self.teacher is None:
+            return {"teacher": None, "student": student}
+        answers = self.teacher.answers
+        theirs = [part.teacher for part in self.parts]
+        whole = answers.observed
+        if view.has_unseen and answers.unseen is not None:
+            whole = torch.cat([answers.observed, answers.unseen])
+        if any(logits is None for logits in theirs):
+            return {"teacher": None, "student": student}
+        return {"teacher": self._scores_of(whole, cast("list[Tensor]", theirs)), "student": student}
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The test nodes of the view's setting."""
+        view, setting = self.view, self.view.setting
+        seen = self._part(view.test_observed, "observed")
+        if setting == "transductive":
+            return [_with_share(seen, 1.0)]
+        if setting == "inductive":
+            return [_with_share(self._part(view.test_unseen, "unseen"), 1.0)]
+        if setting == "cold-start":
+            return [_with_share(self._part(view.test_unseen, "isolated"), 1.0)]
+        unseen = self._part(view.test_unseen, "unseen")
+        return [_with_share(seen, 1 - view.unseen_share), _with_share(unseen, view.unseen_share)]
+
+    def in_setting(self, setting: str) -> Run:
+        """The same run scored in another setting that shares its cut."""
+        return Run(
+            self.view.with_setting(setting),
+            self.method,
+            self.teacher,
+            self.student,
+            self.history,
+            self.seed,
+        )
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        latency: Callable[[BundledStudent], Mapping[str, Any]] | None = None,
+    ) -> Path:
+        """Write the bundle, whole or not at all.
+
+        Args:
+            path: The folder to make; a bundle that is already there is replaced.
+            latency: What measures the finished student, such as
+                :func:`limbeck.runtime.measure_latency`; ``None`` leaves latency out.
+
+        Raises:
+            OutputError: The folder cannot be written, or holds something else.
+        """
+        view, info = self.view, self.view.info
+        scaling = view.scaling
+        teacher = self.teacher
+        return export_bundle(
+            path,
+            student=self.student,
+            inputs=NodeInputs(x=view.graph.x),
+            graph_info=info,
+            method=self.method.name,
+            student_name=type(self.student).__name__.lower(),
+            hyper_parameters=self.method.model_dump(mode="json"),
+            teacher={}
+            if teacher is None
+            else {
+                "name": teacher.name,
+                "options": teacher.options,
+                "parameters": teacher.num_parameters,
+            },
+            setting=view.setting,
+            scores=self.scores,
+            temperature=self.temperature,
+            scaling=None if scaling is None else (scaling.mean, scaling.deviation),
+            fingerprint=view.evaluation_fingerprint,
+            counts={"edges": int(view.graph.edge_index.shape[1]), "observed": view.num_observed},
+            latency=latency,
+        )
+
+    def _part(self, nodes: Tensor, condition: str) -> Part:
+        teacher = None
+        if self.teacher is not None:
+            answers = getattr(self.teacher.answers, condition)
+            first = 0 if condition == "observed" else self.view.num_observed
+            teacher = None if answers is None else answers[nodes - first]
+        return Part(1.0, nodes, self.logits[nodes], teacher)
+
+    def _scores_of(self, whole: Tensor, answers: list[Tensor]) -> Scores:
+        view, labels = self.view, self.view.everything.y
+        scores: Scores = {
+            "val_accuracy": accuracy(whole[view.val], labels[view.val]),
+        }
+        figures = [
+            (part.share, score(logits, labels[part.nodes], part.teacher))
+            for part, logits in zip(self.parts, answers, strict=True)
+        ]
+        for name in ("accuracy", "macro_f1", "roc_auc"):
+            scores[f"test_{name}"] = _weighted(figures, name)
+        for name in ("ece", "brier", "agreement"):
+            scores[name] = _weighted(figures, name)
+        scores["num_test_nodes"] = sum(len(part.nodes) for part in self.parts)
+        observed = whole[: view.num_observed]
+        scores["cut_consistency"] = cut_consistency(observed.softmax(1), view.observed.edge_index)
+        scores["slices"] = self._slices(answers)
+        return scores
+
+    def _slices(self, answers: list[Tensor]) -> Scores:
+        nodes = torch.cat([part.nodes for part in self.parts])
+        known = all(part.teacher is not None for part in self.parts)
+        theirs = torch.cat([cast(Tensor, part.teacher) for part in self.parts]) if known else None
+        cold = self.view.setting == "cold-start"
+        graph = self.view.without_new_edges if cold else self.view.everything
+        graph = graph.clone()
+        graph.info = self.view.info
+        return score_slices(graph, nodes, torch.cat(answers), theirs)
+
+
+def distill(
+    view: View,
+    teacher: FittedTeacher | TeacherSource | torch.nn.Module | Tensor | None = None,
+    method: str | Method = "glnn",
+    seed: int = 0,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = False,
+    **changes: Any,
+) -> Run:
+    """Distil a teacher into a student.
+
+    Args:
+        view: What may be seen.
+        teacher: From :func:`limbeck.fit_teacher`, :class:`limbeck.Teacher` or
+            :func:`limbeck.knowledge_from`; a bare module or logits ``[N, C]`` work too. Methods
+            that learn from labels alone need none, and use it only for comparison.
+        method: Name of a method, or one with its hyper-parameters.
+        seed: Seed of the student's weights, dropout and batches.
+        checkpoint: Where to keep the state of an unfinished run.
+        progress: Show a progress bar on stderr.
+        **changes: Hyper-parameters that differ from the preset of this graph.
+
+    Raises:
+        OptionError: Unknown method or option, or a value out of range.
+        TeacherError: The method needs a teacher, or the teacher does not fit the graph.
+    """
+    if isinstance(method, str):
+        method = make_method(method, view.info.name, **changes)
+    elif changes:
+        method = method.replace(**changes)
+    fitted = as_fitted(view, teacher)
+    if fitted is None and method.needs_teacher:
+        raise TeacherError(f"method {method.name!r} learns from a teacher: give one.")
+    with seeded(seed):
+        distilled = method.distill(
+            view,
+            fitted.knowledge if fitted is not None and method.needs_teacher else None,
+            checkpoint=checkpoint,
+            progress=method.name if progress else None,
+        )
+    return Run(view, method, fitted, distilled.student, distilled.history, seed)
+
+
+def as_fitted(
+    view: View, teacher: FittedTeacher | TeacherSource | torch.nn.Module | Tensor | None
+) -> FittedTeacher | None:
+    """Whatever was given as a teacher, asked about the view.
+
+    Raises:
+        TeacherError: It does not fit the graph.
+    """
+    if teacher is None or isinstance(teacher, FittedTeacher):
+        if teacher is not None and len(teacher.knowledge.logits) != view.num_observed:
+            raise OptionError(
+                f"teacher {teacher.name!r} knows {len(teacher.knowledge.logits)} nodes, but the "
+                f"view shows {view.num_observed}: fit the teacher on this very view."
+            )
+        return teacher
+    if isinstance(teacher, torch.nn.Module):
+        teacher = Teacher(teacher)
+    elif not isinstance(teacher, TeacherSource):
+        teacher = knowledge_from(teacher)
+    return teacher.fitted(view)
+
+
+@torch.no_grad()
+def predict_logits(student: torch.nn.Module, inputs: NodeInputs) -> Tensor:
+    """A student's logits ``[B, C]`` in eval mode, in blocks of nodes."""
+    student.eval()
+    blocks = [student(inputs.take(block)) for block in torch.arange(len(inputs)).split(EVAL_BLOCK)]
+    return torch.cat(blocks)
+
+
+def _with_share(part: Part, share: float) -> Part:
+    return Part(share, part.nodes, part.student, part.teacher)
+
+
+def _weighted(figures: list[tuple[float, dict[str, float | None]]], name: str) -> float | None:
+    values = [(share, figure[name]) for share, figure in figures]
+    if any(value is None for _, value in values):
+        return None
+    return sum(share * cast(float, value) for share, value in values)

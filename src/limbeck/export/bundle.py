@@ -1,0 +1,212 @@
+"""From a trained student to its bundle."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from limbeck.errors import OptionError
+from limbeck.export.card import make_card
+from limbeck.export.onnx import PROBE_ROWS, RawStudent, Scaling, check_scaling, input_width, to_onnx
+from limbeck.graphs.info import GraphInfo
+from limbeck.graphs.sparse import is_csr
+from limbeck.runtime.bundle import CARD, FORMAT, MANIFEST, MODEL, parse_manifest, write_bundle
+from limbeck.runtime.kernel import OnnxKernel
+from limbeck.runtime.predictor import BundledStudent
+from limbeck.runtime.rows import CsrRows, Rows
+from limbeck.runtime.store import NodeStore, store_arrays
+from limbeck.students.inputs import NodeInputs
+
+BLOCK_ROWS = 4096
+
+Latency = Mapping[str, Any] | Callable[[BundledStudent], Mapping[str, Any]]
+
+
+def export_bundle(
+    path: str | os.PathLike[str],
+    *,
+    student: torch.nn.Module,
+    inputs: NodeInputs,
+    graph_info: GraphInfo,
+    method: str,
+    student_name: str,
+    hyper_parameters: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+    setting: str,
+    scores: Mapping[str, Any],
+    fingerprint: str,
+    counts: Mapping[str, int],
+    temperature: float = 1.0,
+    scaling: Scaling | None = None,
+    latency: Latency | None = None,
+) -> Path:
+    """Write the bundle of a trained student, whole or not at all.
+
+    Args:
+        path: The folder to make; a bundle that is there is replaced.
+        student: The student; it is left as it is.
+        inputs: Raw (unscaled) inputs of all ``N`` known nodes, in the order of
+            ``graph_info.node_ids``.
+        graph_info: The graph's facts: classes, ids, encoder.
+        method: Name of the distillation method.
+        student_name: Name of the student's network.
+        hyper_parameters: Hyper-parameters of method and student, as JSON values.
+        teacher: What the student was distilled from, as JSON values.
+        setting: What of the graph training saw.
+        scores: Measured scores, by ``"teacher"`` and ``"student"``.
+        fingerprint: Digest of the graph.
+        counts: Sizes of the graph beside its number of nodes, such as ``{"edges": 10556}``.
+        temperature: Number that logits are divided by before the softmax.
+        scaling: Mean and deviation that features were standardised with in training, ``[F]``
+            each; ``None`` for none.
+        latency: Measured latency, or what measures it on the finished student before it is
+            written, such as :func:`limbeck.runtime.measure_latency`; ``None`` leaves it out.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OptionError: The student reads something else than ``x``, ``scaling`` or a field does not
+            fit, or nodes, ids and classes differ in number.
+        OutputError: The folder cannot be written; nothing is left behind.
+        ParityError: ONNX Runtime answers differently from torch.
+    """
+    width = input_width(student)
+    check_scaling(scaling, width)
+    rows = _raw_rows(inputs)
+    logits = known_logits(student, inputs, scaling)
+    _check_sizes(graph_info, inputs, logits, width)
+    fields: dict[str, Any] = {
+        "limbeck": _version("limbeck"),
+        "method": method,
+        "student": student_name,
+        "classes": list(graph_info.class_names),
+        "inputs": [{"name": "x", "dtype": "float32", "width": width}],
+        "preprocessing": None if graph_info.encoder is None else graph_info.encoder.to_json(),
+        "hyper_parameters": dict(hyper_parameters),
+        "teacher": dict(teacher),
+        "setting": setting,
+        "scores": dict(scores),
+        "latency": None,
+        "calibration": {"temperature": float(temperature)},
+        "graph": {
+            "name": graph_info.name,
+            "source": graph_info.source,
+            "fingerprint": fingerprint,
+            "counts": {"nodes": len(inputs), **counts},
+        },
+        "versions": _versions(),
+    }
+    model = to_onnx(student, scaling, probe=_probe(inputs))
+    store = store_arrays(graph_info.node_ids, rows, logits)
+    if callable(latency):
+        latency = latency(_in_memory(fields, model, store))
+    fields["latency"] = None if latency is None else dict(latency)
+    example_id = graph_info.node_ids[:1].tolist()
+    card = make_card(fields, Path(path).name, example_id[0] if example_id else None)
+    return write_bundle(path, fields, model, store, card)
+
+
+def known_logits(
+    student: torch.nn.Module, inputs: NodeInputs, scaling: Scaling | None = None
+) -> npt.NDArray[np.float32]:
+    """The student's logits for all known nodes, float32 ``[N, C]``, in blocks of nodes.
+
+    Args:
+        student: The student; it is left as it is.
+        inputs: Raw inputs of the nodes.
+        scaling: Mean and deviation that features were standardised with in training.
+    """
+    raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
+    blocks = []
+    with torch.no_grad():
+        # one empty block where there is no node, for the number of classes
+        for start in range(0, max(len(inputs), 1), BLOCK_ROWS):
+            index = torch.arange(start, min(start + BLOCK_ROWS, len(inputs)))
+            blocks.append(raw_student(_dense(inputs.take(index).x)).numpy())
+    return np.concatenate(blocks)
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    return x.to_dense() if is_csr(x) else x
+
+
+def _probe(inputs: NodeInputs) -> torch.Tensor | None:
+    """Some known nodes, evenly spread, to compare torch and ONNX Runtime on."""
+    if len(inputs) == 0:
+        return None
+    index = torch.linspace(0, len(inputs) - 1, min(PROBE_ROWS, len(inputs))).long()
+    return _dense(inputs.take(index).x)
+
+
+def _raw_rows(inputs: NodeInputs) -> Rows:
+    """The inputs' features as NumPy arrays, dense or CSR as they are."""
+    x = inputs.x.detach().cpu()
+    if not is_csr(x):
+        return np.ascontiguousarray(x.float().numpy())
+    return CsrRows(
+        x.crow_indices().long().numpy(),
+        x.col_indices().long().numpy(),
+        x.values().float().numpy(),
+        int(x.shape[1]),
+    )
+
+
+def _check_sizes(
+    graph_info: GraphInfo, inputs: NodeInputs, logits: npt.NDArray[np.float32], width: int
+) -> None:
+    if inputs.x.shape[1] != width:
+        raise OptionError(
+            f"the inputs have {inputs.x.shape[1]} features, and the student reads {width}."
+        )
+    if len(graph_info.node_ids) != len(inputs):
+        raise OptionError(
+            f"the graph {graph_info.name!r} has {len(graph_info.node_ids)} node ids for "
+            f"{len(inputs)} nodes."
+        )
+    if graph_info.num_classes != logits.shape[1]:
+        raise OptionError(
+            f"the student has {logits.shape[1]} logits, and the graph {graph_info.name!r} has "
+            f"{graph_info.num_classes} classes."
+        )
+
+
+def _in_memory(
+    fields: Mapping[str, Any], model: bytes, store: Mapping[str, npt.NDArray[Any]]
+) -> BundledStudent:
+    """The student as its bundle will answer, before it is written."""
+    placeholder = {"sha256": "0" * 64, "bytes": 0}  # no file is written yet, and none is read
+    document = {
+        "format": FORMAT,
+        **fields,
+        "files": dict.fromkeys((MODEL, CARD), placeholder),
+    }
+    manifest = parse_manifest(document, Path(MANIFEST))
+    width, num_classes = manifest.inputs[0].width, len(manifest.classes)
+    node_store = NodeStore(store, manifest.graph.counts["nodes"], width, num_classes)
+    return BundledStudent(
+        manifest, node_store, lambda: OnnxKernel(model, width, num_classes, "the exported model")
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what made the bundle."""
+    packages = ("torch", "torch_geometric", "onnx", "onnxscript", "onnxruntime", "numpy")
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+
+
+def _version(package: str) -> str:
+    """Version of an installed package; a source tree that is not installed has none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,118 @@
+"""The card of a bundle: a README made from its manifest, so from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Table = list[list[str]]
+
+
+def make_card(manifest: Mapping[str, Any], bundle_name: str, example_id: int | str | None) -> str:
+    """Text of ``README.md``, in Markdown.
+
+    Args:
+        manifest: The fields of ``limbeck.json`` but ``format`` and ``files``.
+        bundle_name: Name of the bundle's folder, for the example.
+        example_id: Id of a known node, for the example; ``None`` if there is none.
+    """
+    graph = manifest["graph"]
+    parts = [
+        f"# {manifest['student']} by {manifest['method']} on {graph['name']}",
+        _summary(manifest),
+        "## Use",
+        _example(manifest, bundle_name, example_id),
+        "## Scores",
+        _scores(manifest["scores"]),
+        "## Latency",
+        _latency(manifest["latency"]),
+        "## Made from",
+        _markdown(["what", "value"], _origin(manifest)),
+        "## Classes",
+        _markdown(["", "class"], [[str(i), name] for i, name in enumerate(manifest["classes"])]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(manifest: Mapping[str, Any]) -> str:
+    graph = manifest["graph"]
+    width = manifest["inputs"][0]["width"]
+    return (
+        f"A student for node classification, distilled by Limbeck {manifest['limbeck']} with the "
+        f"method `{manifest['method']}` in the {manifest['setting']} setting. It reads {width:,} "
+        f"features of a node, no edges, and tells {len(manifest['classes'])} classes apart; the "
+        f"answers for the {graph['counts']['nodes']:,} nodes that it knows are stored."
+    )
+
+
+def _example(manifest: Mapping[str, Any], bundle_name: str, example_id: int | str | None) -> str:
+    known = "" if example_id is None else f"student.predict(nodes=[{example_id!r}])  # known\n"
+    width = manifest["inputs"][0]["width"]
+    return (
+        "```python\n"
+        "import limbeck\n"
+        f"student = limbeck.load({bundle_name!r})\n"
+        f"{known}"
+        f"student.predict_proba(x=rows)  # new nodes: [B, {width}], raw features\n"
+        "```"
+    )
+
+
+def _scores(scores: Mapping[str, Any]) -> str:
+    """A table with a column for each of teacher, student and others that were scored."""
+    columns = {name: dict(_leaves(value)) for name, value in scores.items()}
+    rows = list(dict.fromkeys(key for column in columns.values() for key in column))
+    if not rows:
+        return "Not measured."
+    body = [[row, *(column.get(row, "–") for column in columns.values())] for row in rows]
+    return _markdown(["score", *columns], body)
+
+
+def _latency(latency: Mapping[str, Any] | None) -> str:
+    if latency is None:
+        return "Not measured."
+    titles = {"x": "new nodes", "nodes": "known nodes"}
+    body = [
+        [titles[kind], size, _number(figures["p50_us"]), _number(figures["p99_us"])]
+        for kind in titles
+        for size, figures in latency[kind].items()
+    ]
+    table = _markdown(["asked for", "nodes per call", "p50, us", "p99, us"], body)
+    return f"{table}\n\nPer call of `predict_proba`, on {latency['threads']} thread."
+
+
+def _origin(manifest: Mapping[str, Any]) -> Table:
+    graph = manifest["graph"]
+    rows = [
+        ["graph", f"{graph['name']} ({graph['source']})"],
+        ["fingerprint", graph["fingerprint"]],
+        *([name, f"{count:,}"] for name, count in graph["counts"].items()),
+        *([f"teacher: {key}", value] for key, value in _leaves(manifest["teacher"])),
+        *([key, value] for key, value in _leaves(manifest["hyper_parameters"])),
+        ["temperature (calibration)", _number(manifest["calibration"]["temperature"])],
+        *([name, version] for name, version in manifest["versions"].items()),
+    ]
+    return rows
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every value in nested objects, with its path."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif value is not None:
+        yield prefix or "value", _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _markdown(header: list[str], rows: Table) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A table's cell must not hold what ends it."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,1 @@
+"""Graphs: what comes in, how it is split, and what a setting lets training see."""

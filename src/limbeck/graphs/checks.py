@@ -1,0 +1,109 @@
+"""Checks that every graph must pass, wherever it came from.
+
+Splits are checked where they are drawn, by :mod:`limbeck.graphs.splits`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from limbeck.errors import GraphError
+from limbeck.graphs.sparse import is_csr
+
+
+def check_graph(data: Data, where: str) -> None:
+    """Refuse a graph that no student could be distilled from.
+
+    It must have features ``x`` (float32 ``[N, F]``, dense or CSR, finite), at least one edge in
+    ``edge_index`` (int64 ``[2, E]``, between nodes that exist), and a class ``y`` per node
+    (int64 ``[N]``, -1 for none) of which at least two occur. If the graph has an ``info``, its
+    node ids and class names must match.
+
+    Args:
+        data: The graph.
+        where: What to call it in an error: its path or name.
+
+    Raises:
+        GraphError: One sentence that names the first thing found wrong.
+    """
+    _check_features(data.get("x"), data, where)
+    num_nodes = int(data["x"].shape[0])
+    _check_edges(data.get("edge_index"), num_nodes, data, where)
+    _check_labels(data.get("y"), num_nodes, where)
+    info = data.get("info")
+    if info is not None:
+        if len(info.node_ids) != num_nodes:
+            raise GraphError(f"{where} has {num_nodes} nodes but {len(info.node_ids)} node ids.")
+        if int(data["y"].max()) >= info.num_classes:
+            raise GraphError(
+                f"{where} has a label {int(data['y'].max())}, but {info.num_classes} classes."
+            )
+
+
+def _check_features(x: Any, data: Data, where: str) -> None:
+    if not isinstance(x, Tensor):
+        raise GraphError(f"{where} has no node features: 'x' must be a tensor [N, F].")
+    if x.dim() != 2 or x.dtype != torch.float32 or 0 in x.shape:
+        raise GraphError(
+            f"'x' of {where} is {x.dtype} of shape {tuple(x.shape)}, expected torch.float32 "
+            "[N, F] with at least one row and column."
+        )
+    values = x.values() if is_csr(x) else x
+    # the two ends tell it for all values (a NaN makes both NaN), without a mask of their size
+    if values.numel() == 0 or torch.stack(torch.aminmax(values)).isfinite().all():
+        return
+    position = int((~values.isfinite()).flatten().nonzero()[0])
+    if is_csr(x):
+        row = int(torch.searchsorted(x.crow_indices(), position, right=True)) - 1
+        column = int(x.col_indices()[position])
+    else:
+        row, column = divmod(position, x.shape[1])
+    raise GraphError(
+        f"feature {column} of node {_name(data, row)} of {where} is "
+        f"{float(values.flatten()[position])}: features must be finite."
+    )
+
+
+def _check_edges(edge_index: Any, num_nodes: int, data: Data, where: str) -> None:
+    if not isinstance(edge_index, Tensor) or edge_index.numel() == 0:
+        raise GraphError(f"{where} has no edges: a graph needs at least one.")
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.dtype != torch.int64:
+        raise GraphError(
+            f"'edge_index' of {where} is {edge_index.dtype} of shape {tuple(edge_index.shape)}, "
+            "expected torch.int64 [2, E]."
+        )
+    low, high = torch.aminmax(edge_index)
+    for node in (int(low), int(high)):
+        if not 0 <= node < num_nodes:
+            raise GraphError(
+                f"an edge of {where} names node {node}, expected 0 to {num_nodes - 1}."
+            )
+
+
+def _check_labels(y: Any, num_nodes: int, where: str) -> None:
+    if not isinstance(y, Tensor):
+        raise GraphError(f"{where} has no labels: 'y' must be a tensor [N].")
+    if tuple(y.shape) != (num_nodes,) or y.dtype != torch.int64:
+        raise GraphError(
+            f"'y' of {where} is {y.dtype} of shape {tuple(y.shape)}, expected torch.int64 "
+            f"[{num_nodes}], one class per node."
+        )
+    if int(y.min()) < -1:
+        raise GraphError(f"{where} has a label {int(y.min())}, expected a class or -1 for none.")
+    classes = torch.unique(y[y >= 0])
+    if len(classes) == 0:
+        raise GraphError(f"no node of {where} has a label: at least two classes are needed.")
+    if len(classes) == 1:
+        raise GraphError(f"all labels of {where} are one class: at least two are needed.")
+
+
+def _name(data: Data, row: int) -> str:
+    info = data.get("info")
+    if info is None or row >= len(info.node_ids):
+        return str(row)
+    node_id = info.node_ids[row]
+    return repr(node_id if isinstance(node_id, str) else int(node_id))

@@ -1,0 +1,90 @@
+"""One door for every graph: a name, a folder of tables, or a PyG ``Data``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch_geometric.data import Data
+
+from limbeck.errors import GraphError, OptionError, unknown_name
+from limbeck.graphs.checks import check_graph
+from limbeck.graphs.datasets import DATASETS, load_dataset
+from limbeck.graphs.info import GraphInfo, SplitRule
+from limbeck.graphs.tables import read_folder
+
+
+def load_graph(
+    source: str | os.PathLike[str] | Data,
+    *,
+    data_root: str | os.PathLike[str] | None = None,
+    **table_options: Any,
+) -> Data:
+    """Load a graph and check it.
+
+    Args:
+        source: The name of a data set (``"cora"``, ``"cora:geom-gcn/3"``; see
+            ``limbeck datasets``), the path of a folder that holds node and edge tables, or a PyG
+            ``Data`` with ``x``, ``edge_index``, ``y`` and masks if it has a split of its own.
+        data_root: Folder of the named data sets in PyG's raw layout; ``LIMBECK_DATA`` by default.
+        **table_options: How to read a folder; see :func:`limbeck.graphs.tables.read_tables`.
+
+    Returns:
+        A ``Data`` with ``info``.
+
+    Raises:
+        OptionError: Unknown name, or options that do not belong to the source.
+        GraphError: The graph is not usable; the sentence says where and why.
+    """
+    if isinstance(source, Data):
+        _no_table_options(table_options, "a PyG Data")
+        return from_data(source)
+    text = os.fspath(source)
+    if text.split(":")[0] in DATASETS:
+        _no_table_options(table_options, f"the data set {text!r}")
+        return load_dataset(text, data_root)
+    if Path(text).is_dir():
+        return read_folder(text, **table_options)
+    if os.sep in text or Path(text).exists():
+        raise GraphError(f"{text}: no such folder; give a folder that holds nodes and edges.")
+    raise unknown_name("data set", text, DATASETS)
+
+
+def from_data(data: Data, name: str = "graph") -> Data:
+    """Check a PyG ``Data`` and add what Limbeck needs to know; the given one is not changed.
+
+    Raises:
+        GraphError: ``x``, ``edge_index`` or ``y`` is missing or not usable.
+    """
+    check_graph(data, f"the graph {name!r}")
+    graph = data.clone()
+    if getattr(graph, "info", None) is not None:
+        return graph
+    masks = [key for key in ("train_mask", "val_mask", "test_mask") if key in graph]
+    if masks and len(masks) < 3:
+        raise GraphError(
+            f"the graph {name!r} has {' and '.join(masks)} only: give train_mask, val_mask and "
+            "test_mask, or none of them."
+        )
+    rule: SplitRule = "random"
+    if masks:
+        rule = "columns" if graph.train_mask.dim() == 2 else "fixed"
+    num_classes = int(graph.y.max()) + 1
+    graph.x = graph.x.float()
+    graph.info = GraphInfo(
+        name=name,
+        source="PyG Data",
+        split=rule,
+        class_names=tuple(str(i) for i in range(num_classes)),
+        node_ids=np.arange(graph.num_nodes),
+    )
+    return graph
+
+
+def _no_table_options(options: dict[str, Any], source: str) -> None:
+    if options:
+        raise OptionError(
+            f"option {min(options)!r} describes tables, but the graph is {source}: leave it out."
+        )

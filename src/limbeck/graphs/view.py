@@ -1,0 +1,276 @@
+"""What a setting lets training see: the single place where leakage is prevented.
+
+The four settings are those of the GLNN family:
+
+``transductive``
+    The whole graph is observed; only the labels of test nodes are hidden.
+``inductive``
+    A fifth of the test nodes is unseen: they and every edge that touches them are cut away
+    before anything is trained. They are scored with the full graph restored.
+``production``
+    The same cut; the score is 80 % observed test nodes and 20 % unseen ones.
+``cold-start``
+    The same cut; unseen nodes arrive without any edge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.utils import subgraph
+
+from limbeck.errors import OptionError, SplitError, unknown_name
+from limbeck.graphs.info import GraphInfo
+from limbeck.graphs.sparse import is_csr, take_rows, with_values
+from limbeck.graphs.splits import split_nodes
+
+Setting = Literal["transductive", "inductive", "production", "cold-start"]
+SETTINGS: tuple[str, ...] = get_args(Setting)
+
+HIDDEN_LABEL = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Standardisation of the features, learnt from observed nodes only.
+
+    Args:
+        mean: Value subtracted from each column, ``[F]``; zero for columns left alone, and for
+            all columns of sparse features, which must stay sparse.
+        deviation: Value each column is divided by, ``[F]``; one for columns left alone.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Standardise raw features ``[B, F]``, dense or CSR."""
+        if is_csr(x):
+            return with_values(x, x.values() / self.deviation[x.col_indices()])
+        return (x - self.mean) / self.deviation
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One setting of one graph for one seed.
+
+    Methods and teachers train on :attr:`observed` and nothing else. Nodes of
+    :attr:`everything` are reordered so that the observed ones come first, in the order of
+    :attr:`observed`; all indices below count in that order.
+
+    Args:
+        setting: One of :data:`SETTINGS`.
+        seed: The seed that picked the split and the cut.
+        graph: The graph as it was given, features raw.
+        observed: The observed graph: ``x``, ``edge_index``, and ``y`` with the labels of all but
+            training and validation nodes replaced by −1.
+        everything: The full graph with its labels, for evaluation only.
+        nodes: For each node of ``everything`` its row in ``graph``, int64 ``[N]``.
+        train: Training nodes, int64.
+        val: Validation nodes, int64.
+        test_observed: Test nodes inside the observed graph, int64.
+        test_unseen: Test nodes outside of it, int64; empty if transductive.
+        unseen_share: Share of the test nodes that was asked to be cut away.
+        scaling: Standardisation already applied to both graphs, or ``None``.
+    """
+
+    setting: Setting
+    seed: int
+    graph: Data
+    observed: Data
+    everything: Data
+    nodes: Tensor
+    train: Tensor
+    val: Tensor
+    test_observed: Tensor
+    test_unseen: Tensor
+    unseen_share: float = 0.2
+    scaling: Scaling | None = None
+
+    @property
+    def info(self) -> GraphInfo:
+        """Facts about the graph."""
+        info: GraphInfo = self.graph.info
+        return info
+
+    @property
+    def num_observed(self) -> int:
+        """Number of observed nodes."""
+        return int(self.observed.num_nodes or 0)
+
+    @property
+    def num_features(self) -> int:
+        """Number of features ``F``."""
+        return int(self.observed.x.shape[1])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes ``C``."""
+        return self.info.num_classes
+
+    @property
+    def has_unseen(self) -> bool:
+        """Whether some nodes were cut away before training."""
+        return len(self.test_unseen) > 0
+
+    @cached_property
+    def without_new_edges(self) -> Data:
+        """The full graph in which unseen nodes arrive alone, each keeping only its self-loop."""
+        source, target = self.everything.edge_index
+        keep = ((source < self.num_observed) & (target < self.num_observed)) | (source == target)
+        isolated = self.everything.clone()
+        isolated.edge_index = self.everything.edge_index[:, keep]
+        return isolated
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that training may see; equal for views that train alike."""
+        return fingerprint(self.observed, self.train, self.val)
+
+    @cached_property
+    def evaluation_fingerprint(self) -> str:
+        """Hash of the whole graph and of who is unseen in it, on which scores depend."""
+        return fingerprint(self.everything, self.test_observed, self.test_unseen)
+
+    def with_setting(self, setting: str) -> View:
+        """The same view scored in another setting that shares its cut.
+
+        Raises:
+            OptionError: One setting cuts nodes away and the other does not.
+        """
+        setting = _known_setting(setting)
+        if (setting == "transductive") != (self.setting == "transductive"):
+            raise OptionError(
+                f"a view for the setting {self.setting!r} cannot be scored as {setting!r}: "
+                "one cuts unseen nodes away before training and the other does not."
+            )
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return View(**{**fields, "setting": setting})
+
+
+def fingerprint(graph: Data, *indices: Tensor) -> str:
+    """Hash of a graph's features, edges and labels, and of some index tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    x = graph.x
+    parts = [x.crow_indices(), x.col_indices(), x.values()] if is_csr(x) else [x]
+    for part in [*parts, graph.edge_index, graph.y, *indices]:
+        digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+        digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _known_setting(setting: str) -> Setting:
+    for known in get_args(Setting):
+        if setting == known:
+            return known  # type: ignore[no-any-return]
+    raise unknown_name("setting", setting, SETTINGS)
+
+
+def make_view(
+    graph: Data, setting: str = "transductive", seed: int = 0, *, unseen: float = 0.2
+) -> View:
+    """Show training only what a setting allows.
+
+    Args:
+        graph: A graph from :func:`limbeck.load_graph`.
+        setting: One of ``"transductive"``, ``"inductive"``, ``"production"``, ``"cold-start"``.
+        seed: Picks the split where the graph's rule leaves it open, and the unseen nodes: the
+            first ``⌊unseen · |test|⌋`` of ``torch.randperm`` under this seed.
+        unseen: Share of test nodes that training never sees, in every setting but the first.
+
+    Raises:
+        OptionError: The setting is unknown or ``unseen`` is not between 0 and 1.
+        SplitError: The split is unusable, or too small for the cut.
+    """
+    known = _known_setting(setting)
+    if not 0 < unseen < 1:
+        raise OptionError(f"option 'unseen' is {unseen}: it must lie between 0 and 1.")
+    split = split_nodes(graph, seed)
+    num_nodes = int(graph.num_nodes or 0)
+    order, test, cut = torch.arange(num_nodes), split.test, split.test[:0]
+    if known != "transductive":
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = split.test[torch.randperm(len(split.test), generator=generator)]
+        num_unseen = int(unseen * len(shuffled))
+        if num_unseen == 0:
+            raise SplitError(
+                f"graph {graph.info.name!r} has {len(split.test)} test nodes: too few to leave a "
+                f"share of {unseen} unseen; use the setting 'transductive'."
+            )
+        cut, test = shuffled[:num_unseen], shuffled[num_unseen:]
+        order = _observed_first(split.train, split.val, test, cut, num_nodes)
+    place = torch.empty(num_nodes, dtype=torch.int64)
+    place[order] = torch.arange(num_nodes)
+    everything = _reorder(graph, order, place)
+    num_observed = num_nodes - len(cut)
+    train, val = place[split.train], place[split.val]
+    observed = _observe(everything, num_observed, torch.cat([train, val]))
+    scaling = _fit_scaling(observed.x, graph.info)
+    if scaling is not None:
+        observed.x = scaling.apply(observed.x)
+        everything.x = scaling.apply(everything.x)
+    return View(
+        setting=known,
+        seed=seed,
+        graph=graph,
+        observed=observed,
+        everything=everything,
+        nodes=order,
+        train=train,
+        val=val,
+        test_observed=place[test],
+        test_unseen=place[cut],
+        unseen_share=unseen,
+        scaling=scaling,
+    )
+
+
+def _observed_first(
+    train: Tensor, val: Tensor, test: Tensor, cut: Tensor, num_nodes: int
+) -> Tensor:
+    """All nodes: training, validation, observed test, those in no split, then unseen ones."""
+    in_no_split = torch.ones(num_nodes, dtype=torch.bool)
+    in_no_split[torch.cat([train, val, test, cut])] = False
+    return torch.cat([train, val, test, in_no_split.nonzero().flatten(), cut])
+
+
+def _reorder(graph: Data, order: Tensor, place: Tensor) -> Data:
+    return Data(
+        x=take_rows(graph.x, order),
+        edge_index=place[graph.edge_index],
+        y=graph.y[order],
+        num_nodes=len(order),
+    )
+
+
+def _observe(everything: Data, num_observed: int, labelled: Tensor) -> Data:
+    """The node-induced subgraph on the first nodes, with all but some labels hidden."""
+    nodes = torch.arange(num_observed)
+    num_nodes = int(everything.num_nodes or 0)
+    edge_index, _ = subgraph(nodes, everything.edge_index, num_nodes=num_nodes)
+    y = torch.full((num_observed,), HIDDEN_LABEL, dtype=torch.int64)
+    y[labelled] = everything.y[labelled]
+    return Data(x=take_rows(everything.x, nodes), edge_index=edge_index, y=y, num_nodes=num_observed)
+
+
+def _fit_scaling(x: Tensor, info: GraphInfo) -> Scaling | None:
+    if info.scaled_columns is None or len(info.scaled_columns) == 0:
+        return None
+    columns = torch.as_tensor(info.scaled_columns)
+    mean, deviation = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+    if is_csr(x):
+        # centring would fill the matrix, so sparse columns are only brought to unit size
+        squares = torch.zeros(x.shape[1]).index_add_(0, x.col_indices(), x.values() ** 2)
+        spread = (squares / x.shape[0]).sqrt()
+    else:
+        spread = x.std(0, unbiased=False)
+        mean[columns] = x.mean(0)[columns]
+    constant = spread < 1e-12  # such a column says nothing; dividing by one keeps it at zero
+    deviation[columns] = torch.where(constant, torch.ones_like(spread), spread)[columns]
+    return Scaling(mean, deviation)

@@ -1,0 +1,144 @@
+"""What every method is: validated hyper-parameters and a ``distill`` that reads like its paper."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Protocol, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from limbeck.graphs.view import View
+from limbeck.students.inputs import InputSpec, NodeInputs
+from limbeck.students.mlp import MLP, Norm
+from limbeck.teachers.knowledge import Knowledge
+from limbeck.training.fit import Checkpoint, History
+from limbeck.training.options import Options, preset
+
+PRESETS = Path(__file__).with_name("presets.yaml")
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Student(Protocol):
+    """The network that answers: a module that declares which inputs a node must bring."""
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The node inputs that it reads."""
+
+    def __call__(self, inputs: NodeInputs) -> Tensor:
+        """Logits ``[B, C]`` of the nodes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """What a method returns.
+
+    Args:
+        student: The trained student, in eval mode.
+        history: How training went.
+    """
+
+    student: torch.nn.Module
+    history: History
+
+
+class Method(Options, ABC):
+    """A distillation algorithm with its hyper-parameters.
+
+    Options that all methods share:
+
+    Args:
+        hidden_channels: Width of the student's hidden layers.
+        num_layers: Number of the student's linear maps.
+        norm: ``"none"``, ``"batch"`` or ``"layer"``, before each ReLU.
+        dropout: Probability of dropping a hidden unit in training.
+        input_dropout: Probability of dropping a feature in training.
+        lr: Learning rate of Adam.
+        weight_decay: L2 penalty inside Adam.
+        batch_size: Nodes per step; ``None`` takes all at once.
+        max_epochs: Largest number of epochs.
+        patience: Epochs without a new best on validation after which training stops.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    needs_teacher: ClassVar[bool] = True
+
+    hidden_channels: PositiveInt = 128
+    num_layers: PositiveInt = 2
+    norm: Norm = "none"
+    dropout: Probability = 0.0
+    input_dropout: Probability = 0.0
+    lr: float = Field(default=0.01, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    batch_size: PositiveInt | None = 512
+    max_epochs: PositiveInt = 200
+    patience: PositiveInt = 50
+
+    @classmethod
+    def for_graph(cls, graph: str, **changes: Any) -> Self:
+        """The preset of a graph, with your changes on top.
+
+        Raises:
+            OptionError: Unknown option, or a value out of range.
+        """
+        return cls(**{**preset(PRESETS, cls.name, graph), **changes})
+
+    @abstractmethod
+    def distill(
+        self,
+        view: View,
+        knowledge: Knowledge | None,
+        *,
+        checkpoint: Checkpoint | None = None,
+        progress: str | None = None,
+    ) -> Distilled:
+        """Train a student on the observed graph of a view.
+
+        Random numbers come from PyTorch's generator, which the caller has seeded.
+
+        Args:
+            view: What may be seen.
+            knowledge: What the teacher says of the observed nodes.
+            checkpoint: Where to keep the state of an unfinished run.
+            progress: Label of the progress bar on stderr; ``None`` shows none.
+        """
+
+
+    def build_mlp(self, view: View) -> MLP:
+        """A fresh MLP of this method's size for the view's features and classes."""
+        return MLP(
+            view.num_features,
+            self.hidden_channels,
+            view.num_classes,
+            self.num_layers,
+            self.norm,
+            self.dropout,
+            self.input_dropout,
+        )
+
+
+def inputs_of(view: View) -> NodeInputs:
+    """The inputs of the observed nodes, in their order."""
+    return NodeInputs(x=view.observed.x)
+
+
+def validation_accuracy(
+    student: torch.nn.Module, inputs: NodeInputs, view: View
+) -> Callable[[], float]:
+    """A function that scores the student on the view's validation nodes."""
+    val_inputs, y_val = inputs.take(view.val), view.observed.y[view.val]
+
+    def accuracy() -> float:
+        return float((student(val_inputs).argmax(1) == y_val).float().mean())
+
+    return accuracy

@@ -1,0 +1,89 @@
+"""GLNN: the teacher's soft labels, and nothing else, into an MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from limbeck.errors import TeacherError
+from limbeck.graphs.view import View
+from limbeck.methods.base import Distilled, Method, Share, inputs_of, validation_accuracy
+from limbeck.methods.losses import soft_target_loss
+from limbeck.teachers.knowledge import Knowledge
+from limbeck.training.fit import Checkpoint, batches, fit
+
+
+class GLNN(Method):
+    r"""Graph-less neural network (Zhang et al., ICLR 2022).
+
+    .. math::
+        \mathcal{L} = \frac{\lambda}{|L|} \sum_{v \in L} \mathrm{CE}(y_v, \sigma(\mathbf{s}_v))
+        + \frac{1 - \lambda}{|D|} \sum_{v \in D} \tau^2 \, \mathrm{KL}(
+        \sigma(\mathbf{t}_v / \tau) \,\|\, \sigma(\mathbf{s}_v / \tau))
+
+    with all observed nodes as ``D``. An epoch is a pass over the labelled batches and then one
+    over the distillation batches, each batch a step of its own. All published numbers have
+    :math:`\lambda = 0` and :math:`\tau = 1`. Options beside those of
+    :class:`~limbeck.methods.base.Method`:
+
+    Args:
+        label_weight: :math:`\lambda`, the weight of the hard labels, 0 to 1.
+        temperature: :math:`\tau`, at which both distributions are compared.
+    """
+
+    name: ClassVar[str] = "glnn"
+    title: ClassVar[str] = "graph-less neural network: soft labels into an MLP"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2110.08727"
+
+    label_weight: Share = 0.0
+    temperature: float = Field(default=1.0, gt=0)
+
+    def distill(
+        self,
+        view: View,
+        knowledge: Knowledge | None,
+        *,
+        checkpoint: Checkpoint | None = None,
+        progress: str | None = None,
+    ) -> Distilled:
+        """Train on the soft labels of all observed nodes.
+
+        Raises:
+            TeacherError: There is no teacher to learn from.
+        """
+        if knowledge is None:
+            raise TeacherError("method 'glnn' learns from a teacher: give one.")
+        student = self.build_mlp(view)
+        inputs, y, soft = inputs_of(view), view.observed.y, knowledge.logits
+        observed = torch.arange(view.num_observed)
+
+        def losses(epoch: int) -> Iterator[Tensor]:
+            # a pass whose weight is zero would still move Adam's momentum and its weight decay,
+            # so it is left out, unlike in the released loop
+            if self.label_weight > 0:
+                for nodes in batches(view.train, self.batch_size):
+                    loss = F.cross_entropy(student(inputs.take(nodes)), y[nodes])
+                    yield self.label_weight * loss
+            if self.label_weight < 1:
+                for nodes in batches(observed, self.batch_size):
+                    logits = student(inputs.take(nodes))
+                    loss = soft_target_loss(logits, soft[nodes], self.temperature)
+                    yield (1 - self.label_weight) * loss
+
+        history = fit(
+            student,
+            losses,
+            validation_accuracy(student, inputs, view),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            max_epochs=self.max_epochs,
+            patience=self.patience,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        return Distilled(student, history)

@@ -1,0 +1,51 @@
+"""Names of what can be chosen, ours and those that other packages add.
+
+Each kind has one table of ``name → "module:attribute"``; nothing is imported before it is
+asked for. Another package adds a name through an entry point in the group
+``limbeck.methods`` or ``limbeck.teachers``.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from limbeck.errors import unknown_name
+
+METHODS = {
+    "mlp": "limbeck.methods.mlp:PlainMLP",
+    "glnn": "limbeck.methods.glnn:GLNN",
+}
+
+TEACHERS = {
+    "sage": "limbeck.teachers.sage:SAGEOptions",
+    "gcn": "limbeck.teachers.gcn:GCNOptions",
+    "gat": "limbeck.teachers.gat:GATOptions",
+    "appnp": "limbeck.teachers.appnp:APPNPOptions",
+    "sgc": "limbeck.teachers.sgc:SGCOptions",
+    "gcnii": "limbeck.teachers.gcnii:GCNIIOptions",
+    "gpr-gnn": "limbeck.teachers.gpr_gnn:GPRGNNOptions",
+    "linkx": "limbeck.teachers.linkx:LINKXOptions",
+}
+
+
+@cache
+def names(kind: str) -> dict[str, str]:
+    """All names of a kind (``"method"`` or ``"teacher"``) and where each is defined."""
+    ours = {"method": METHODS, "teacher": TEACHERS}[kind]
+    theirs = {point.name: point.value for point in entry_points(group=f"limbeck.{kind}s")}
+    return {**theirs, **ours}
+
+
+def resolve(kind: str, name: str) -> Any:
+    """Import what a name stands for.
+
+    Raises:
+        OptionError: There is no such name; the nearest one is given.
+    """
+    if name not in names(kind):
+        raise unknown_name(kind, name, names(kind))
+    module, _, attribute = names(kind)[name].partition(":")
+    return getattr(import_module(module), attribute)

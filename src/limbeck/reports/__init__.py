@@ -1,0 +1,1 @@
+"""What the figures look like: tables for a terminal and for Markdown."""

@@ -1,0 +1,17 @@
+"""The runtime: reads a bundle and answers, with NumPy and ONNX Runtime only."""
+
+from limbeck.runtime.bundle import Bundle, Manifest, open_bundle, write_bundle
+from limbeck.runtime.latency import measure_latency
+from limbeck.runtime.predictor import BundledStudent, load_bundle
+from limbeck.runtime.store import NodeStore
+
+__all__ = [
+    "Bundle",
+    "BundledStudent",
+    "Manifest",
+    "NodeStore",
+    "load_bundle",
+    "measure_latency",
+    "open_bundle",
+    "write_bundle",
+]

@@ -1,0 +1,103 @@
+"""What computes logits from feature rows."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from limbeck.errors import BundleError
+from limbeck.runtime.rows import CsrRows, Rows
+
+# Rows per call of the session. They bound the memory that hidden layers and, for sparse input,
+# dense rows take; from a few hundred rows on, more of them are no faster per row.
+BLOCK_ROWS = 4096
+BLOCK_VALUES = 2**23  # 32 MB of float32
+
+
+class Kernel(Protocol):
+    """A student's arithmetic: checked rows in, logits out."""
+
+    def __call__(self, x: Rows) -> npt.NDArray[np.float32]:
+        """Logits ``[B, C]`` of the rows ``x``."""
+        ...
+
+
+class OnnxKernel:
+    """Runs ``model.onnx`` in ONNX Runtime, on one thread.
+
+    Sparse rows are made dense block by block.
+
+    Args:
+        model: Content of the model file.
+        width: Number of features ``F``.
+        num_classes: Number of classes ``C``.
+        where: Name of the file, for messages.
+
+    Raises:
+        BundleError: ONNX Runtime cannot read the model, or its inputs and outputs are not
+            ``x`` float32 ``[B, F]`` and ``logits`` float32 ``[B, C]``.
+    """
+
+    def __init__(
+        self, model: bytes, width: int, num_classes: int, where: str | os.PathLike[str]
+    ) -> None:
+        # imported here: known nodes are answered without it, and it takes 0.13 s
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as failures
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 4  # errors arrive as exceptions, not on stderr
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        except (
+            failures.Fail,
+            failures.InvalidArgument,
+            failures.InvalidGraph,
+            failures.InvalidProtobuf,
+            failures.NoSuchFile,
+            failures.NotImplemented,
+            failures.RuntimeException,
+        ) as error:
+            raise BundleError(f"{where} is not a model that ONNX Runtime can run.") from error
+        self._check_signature(width, num_classes, where)
+        self._width = width
+        self._num_classes = num_classes
+
+    def _check_signature(self, width: int, num_classes: int, where: str | os.PathLike[str]) -> None:
+        found = [
+            (value.name, value.type, value.shape[1:])
+            for value in (*self._session.get_inputs(), *self._session.get_outputs())
+        ]
+        wanted = [
+            ("x", "tensor(float)", [width]),
+            ("logits", "tensor(float)", [num_classes]),
+        ]
+        if found != wanted:
+            raise BundleError(
+                f"{where} maps {found[0]} to {found[-1]}, and must map x [B, {width}] to logits "
+                f"[B, {num_classes}], both float32."
+            )
+
+    def __call__(self, x: Rows) -> npt.NDArray[np.float32]:
+        """Logits ``[B, C]`` of the rows ``x``."""
+        if not isinstance(x, CsrRows) and len(x) <= BLOCK_ROWS:
+            return self._run(x)
+        step = max(1, min(BLOCK_ROWS, BLOCK_VALUES // self._width))
+        logits = np.empty((len(x), self._num_classes), dtype=np.float32)
+        for start in range(0, len(x), step):
+            stop = min(start + step, len(x))
+            block = x.dense(start, stop) if isinstance(x, CsrRows) else x[start:stop]
+            logits[start:stop] = self._run(block)
+        return logits
+
+    def _run(self, block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = self._session.run(["logits"], {"x": block})[0]
+        return logits

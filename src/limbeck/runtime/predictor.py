@@ -1,0 +1,171 @@
+"""A student read from a bundle: answers without torch and without a graph library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from limbeck.errors import BundleError, RequestError
+from limbeck.runtime.bundle import MODEL, Bundle, Manifest, open_bundle
+from limbeck.runtime.kernel import Kernel, OnnxKernel
+from limbeck.runtime.rows import check_rows
+from limbeck.runtime.store import NodeStore
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Nodes = Sequence[int] | Sequence[str] | npt.NDArray[Any]
+
+
+class BundledStudent:
+    """A distilled student that answers for known and for new nodes.
+
+    Made by :func:`load_bundle`. A known node's answer was computed at export and is looked up;
+    a new node's is computed from its features by ONNX Runtime on one thread. Known nodes are
+    named by their own ids::
+
+        student = limbeck.load("cora-student")
+        student.predict(nodes=["paper-17", "paper-4"])
+        student.predict(x=rows)
+
+    ``x`` may be dense rows ``[B, F]`` (nested lists, or an array of booleans, integers or
+    floats), a SciPy CSR matrix, or a tuple of arrays ``(indptr, indices[, values])``.
+
+    Args:
+        manifest: What the bundle says of itself.
+        store: Its known nodes.
+        make_kernel: Makes what computes logits; called when the first new node arrives.
+    """
+
+    def __init__(
+        self, manifest: Manifest, store: NodeStore, make_kernel: Callable[[], Kernel]
+    ) -> None:
+        self.manifest = manifest
+        self.store = store
+        self._make_kernel = make_kernel
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name of each class, in the order of the logits."""
+        return self.manifest.classes
+
+    @property
+    def width(self) -> int:
+        """Number of features ``F`` of a node."""
+        return self.manifest.inputs[0].width
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """What computes logits from feature rows; made at first use."""
+        return self._make_kernel()
+
+    @cached_property
+    def _class_names(self) -> npt.NDArray[np.str_]:
+        return np.array(self.classes, dtype=np.str_)
+
+    def predict(self, nodes: Nodes | None = None, *, x: Any = None) -> npt.NDArray[np.str_]:
+        """Class name of each node, ``[B]``.
+
+        Args:
+            nodes: Ids of known nodes.
+            x: Features of new nodes. Give exactly one of ``nodes`` and ``x``.
+
+        Raises:
+            RequestError: A node is not known, or ``x`` is not ``B`` rows of ``F`` finite numbers.
+        """
+        names: npt.NDArray[np.str_] = self._class_names[
+            self.predict_logits(nodes, x=x).argmax(axis=1)
+        ]
+        return names
+
+    def predict_proba(
+        self, nodes: Nodes | None = None, *, x: Any = None
+    ) -> npt.NDArray[np.float32]:
+        """Calibrated probability of each class, float32 ``[B, C]``; see :meth:`predict`."""
+        return softmax(self.predict_logits(nodes, x=x), self.manifest.temperature)
+
+    def predict_logits(
+        self, nodes: Nodes | None = None, *, x: Any = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits before calibration, float32 ``[B, C]``; see :meth:`predict`."""
+        if (nodes is None) == (x is None):
+            given = "neither" if x is None else "both"
+            raise RequestError(f"give either nodes or x; {given} was given.")
+        if nodes is not None:
+            return self.store.logits(self.store.rows_of(nodes))
+        logits = self.kernel(check_rows(x, self.width))
+        if not np.isfinite(logits).all():
+            row = int(np.argmin(np.isfinite(logits).all(axis=1)))
+            raise RequestError(f"x[{row}] holds numbers so large that its answer is not finite.")
+        return logits
+
+    def predict_table(self, table: pyarrow.Table) -> npt.NDArray[np.str_]:
+        """Class name of each row of a table, ``[B]``.
+
+        Args:
+            table: The feature columns that the graph's table of nodes had; others are ignored.
+
+        Raises:
+            RequestError: The student was distilled from an array of features, not from a table.
+            GraphError: A column is missing, or holds what cannot be a feature.
+        """
+        if self.manifest.preprocessing is None:
+            raise RequestError(
+                "this bundle cannot read a table: its features came as an array; "
+                f"give [B, {self.width}] rows as x."
+            )
+        # imported here: only tables need pyarrow, and it takes 0.2 s
+        from limbeck.features import FeatureEncoder, SparseRows
+
+        encoder = FeatureEncoder.from_json(dict(self.manifest.preprocessing))
+        rows = encoder.encode(table, where="the table")
+        if isinstance(rows, SparseRows):
+            return self.predict(x=(rows.indptr, rows.indices, rows.values))
+        return self.predict(x=rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.manifest.student!r} by {self.manifest.method!r} from "
+            f"{self.manifest.graph.name!r}, {self.width} features, {len(self.classes)} classes, "
+            f"{self.store.num_nodes:,} known nodes)"
+        )
+
+
+def softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float32]:
+    """Softmax of ``logits / temperature`` over the last axis, float32 ``[B, C]``."""
+    # the largest comes off first: what is divided is never above zero, so never overflows
+    scaled: npt.NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
+    scaled /= np.float32(temperature)
+    np.exp(scaled, out=scaled)
+    scaled /= scaled.sum(axis=1, keepdims=True)
+    return scaled
+
+
+def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> BundledStudent:
+    """Load a student from its bundle; imports neither torch nor ONNX Runtime.
+
+    Args:
+        path: The bundle's folder.
+        verify: Compare every file with its checksum, see
+            :func:`limbeck.runtime.bundle.open_bundle`.
+
+    Raises:
+        BundleError: The folder is no bundle, or is not whole.
+    """
+    bundle = open_bundle(path, verify=verify)
+    return BundledStudent(bundle.manifest, NodeStore.open(bundle), lambda: _onnx_kernel(bundle))
+
+
+def _onnx_kernel(bundle: Bundle) -> OnnxKernel:
+    path = bundle.file(MODEL)
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
+    width, num_classes = bundle.manifest.inputs[0].width, len(bundle.manifest.classes)
+    return OnnxKernel(model, width, num_classes, where=path)

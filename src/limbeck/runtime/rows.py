@@ -1,0 +1,175 @@
+"""Feature rows of a request: checked, and in one of two forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from limbeck.errors import RequestError
+
+_ACCEPTED = (
+    "give rows as a dense [B, F] array, a SciPy CSR matrix or arrays (indptr, indices[, values])"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class CsrRows:
+    """``B`` sparse rows: row ``i`` holds ``values[k]`` in column ``indices[k]``.
+
+    ``k`` runs over ``indptr[i]:indptr[i + 1]``. A column that occurs twice in a row counts
+    twice, as in SciPy.
+
+    Args:
+        indptr: int64 ``[B + 1]``, from 0 to ``nnz``, never falling.
+        indices: int64 ``[nnz]``, each in ``[0, width)``.
+        values: float32 ``[nnz]``, finite.
+        width: Number of columns ``F``.
+    """
+
+    indptr: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def dense(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows ``start:stop`` as a dense float32 array ``[stop - start, F]``."""
+        first, last = self.indptr[start], self.indptr[stop]
+        lengths = np.diff(self.indptr[start : stop + 1])
+        row = np.repeat(np.arange(stop - start), lengths)
+        flat = np.zeros((stop - start) * self.width, dtype=np.float32)
+        np.add.at(flat, row * self.width + self.indices[first:last], self.values[first:last])
+        return flat.reshape(stop - start, self.width)
+
+
+Rows: TypeAlias = npt.NDArray[np.float32] | CsrRows
+"""Rows ready for a kernel: dense, C-contiguous float32 ``[B, F]``, or CSR."""
+
+
+def check_rows(x: Any, width: int) -> Rows:
+    """Check the feature rows of a request and bring them to one of two forms.
+
+    Args:
+        x: Dense rows ``[B, F]`` (nested lists or an array of booleans, integers or floats);
+            a CSR matrix (anything with ``indptr``, ``indices``, ``data`` and ``shape``); or a
+            tuple ``(indptr, indices)`` or ``(indptr, indices, values)``, values being ones if
+            not given.
+        width: Number of features ``F``.
+
+    Raises:
+        RequestError: ``x`` is none of these, is of another width, holds a value that is not
+            finite in float32, or a column that does not exist.
+    """
+    if isinstance(x, tuple):
+        if len(x) not in (2, 3):
+            raise RequestError(f"x is a tuple of {len(x)}: {_ACCEPTED}.")
+        return _check_csr(x[0], x[1], x[2] if len(x) == 3 else None, width)
+    if all(hasattr(x, name) for name in ("indptr", "indices", "data", "shape")):
+        if getattr(x, "format", "csr") != "csr":
+            raise RequestError(f"x is a sparse matrix of format {x.format!r}: give x.tocsr().")
+        _check_width(x.shape, width)
+        rows = _check_csr(x.indptr, x.indices, x.data, width)
+        if len(rows) != x.shape[0]:
+            raise RequestError(
+                f"x.indptr describes {len(rows)} rows, and x.shape says {x.shape[0]}."
+            )
+        return rows
+    return _check_dense(x, width)
+
+
+def _check_dense(x: Any, width: int) -> npt.NDArray[np.float32]:
+    given = _numbers("x", x, "biuf")
+    if given.shape == (0,):  # an empty list: no rows
+        given = given.reshape(0, width)
+    if given.ndim != 2:
+        hint = " one node is [row]," if given.ndim == 1 else ""
+        raise RequestError(f"x has {given.ndim} dimensions and must have 2:{hint} {_ACCEPTED}.")
+    _check_width(given.shape, width)
+    rows = _to_float32(given)
+    finite = np.isfinite(rows)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise RequestError(
+            f"x[{row}, {column}] is {given[row, column]}: features must be finite float32 numbers."
+        )
+    return rows
+
+
+def _check_csr(indptr: Any, indices: Any, values: Any, width: int) -> CsrRows:
+    pointers = _vector("x.indptr", indptr, "iu")
+    columns = _vector("x.indices", indices, "iu")
+    if len(pointers) == 0 or pointers[0] != 0 or pointers[-1] != len(columns):
+        raise RequestError(
+            f"x.indptr must start with 0 and end with the number of indices, {len(columns)}."
+        )
+    if (pointers[1:] < pointers[:-1]).any():
+        row = int(np.argmax(pointers[1:] < pointers[:-1]))
+        raise RequestError(f"x.indptr falls at row {row}: row ends must not fall.")
+    outside = (columns < 0) | (columns >= width)
+    if outside.any():
+        position = int(np.argmax(outside))
+        row = int(np.searchsorted(pointers, position, side="right")) - 1
+        raise RequestError(
+            f"x has the column {columns[position]} in row {row}: columns are 0 to {width - 1}."
+        )
+    return CsrRows(
+        pointers.astype(np.int64, copy=False),
+        columns.astype(np.int64, copy=False),
+        _check_values(values, len(columns)),
+        width,
+    )
+
+
+def _check_values(values: Any, count: int) -> npt.NDArray[np.float32]:
+    if values is None:
+        return np.ones(count, dtype=np.float32)
+    given = _vector("x.values", values, "biuf")
+    if len(given) != count:
+        raise RequestError(f"x has {len(given)} values for {count} indices: give one for each.")
+    numbers = _to_float32(given)
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        position = int(np.argmin(finite))
+        raise RequestError(
+            f"x.values[{position}] is {given[position]}: features must be finite float32 numbers."
+        )
+    return numbers
+
+
+def _check_width(shape: tuple[int, ...], width: int) -> None:
+    if len(shape) != 2 or shape[1] != width:
+        raise RequestError(
+            f"x has the shape {tuple(shape)}: the student reads {width} features, so [B, {width}]."
+        )
+
+
+def _vector(name: str, given: Any, kinds: str) -> npt.NDArray[Any]:
+    array = _numbers(name, given, kinds)
+    if array.ndim != 1:
+        raise RequestError(f"{name} has {array.ndim} dimensions and must have 1.")
+    return array
+
+
+def _numbers(name: str, given: Any, kinds: str) -> npt.NDArray[Any]:
+    """``given`` as an array whose type is one of NumPy's ``kinds``; an empty one may be any."""
+    try:
+        array = np.asarray(given)
+    # what arrays of other libraries raise where they cannot become one of NumPy's
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise RequestError(f"{name} is not an array of numbers: {_ACCEPTED}.") from error
+    if array.dtype.kind not in kinds:
+        if array.size == 0 and array.dtype.kind == "f":
+            return array.astype(np.int64)
+        what = "integers" if kinds == "iu" else "numbers"
+        raise RequestError(f"{name} must hold {what}, and is of type {array.dtype}.")
+    return array
+
+
+def _to_float32(given: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # becomes infinite, which the caller refuses by name
+        return np.ascontiguousarray(given, dtype=np.float32)

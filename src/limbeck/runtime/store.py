@@ -1,0 +1,292 @@
+"""The node store: what a bundle knows of known nodes, memory-mapped.
+
+Arrays, by name (``store/<name>.npy``), for ``N`` nodes, ``F`` features and ``C`` classes::
+
+    ids              int64 [N], or uint8: the UTF-8 bytes of all ids, one after the other
+    ids_offsets      int64 [N + 1], only for text ids: where each id begins in those bytes
+    x                float32 [N, F], dense features, raw; or instead
+    x_indptr         int64 [N + 1]  ┐
+    x_indices        int64 [nnz]    ├ the same as CSR
+    x_values         float32 [nnz]  ┘
+    logits           float32 [N, C], the student's cached answers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from limbeck.errors import BundleError, OptionError, RequestError, nearest_name
+from limbeck.runtime.bundle import STORE, Bundle
+from limbeck.runtime.rows import CsrRows, Rows
+
+# Up to this many text ids an unknown one is compared with all of them; it takes some 10 us each.
+NEAREST_AMONG = 2000
+
+
+def store_arrays(
+    ids: npt.NDArray[Any], x: Rows, logits: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a node store, as a bundle holds them.
+
+    Args:
+        ids: The nodes' own ids ``[N]``: integers or strings, all different.
+        x: Their features, dense ``[N, F]`` or CSR.
+        logits: The student's answers, float32 ``[N, C]``.
+
+    Raises:
+        OptionError: Ids are of another type or not all different, or lengths differ.
+    """
+    if not len(ids) == len(x) == len(logits):
+        raise OptionError(
+            f"a node store needs one id, feature row and answer per node, and was given "
+            f"{len(ids)}, {len(x)} and {len(logits)}."
+        )
+    arrays = {**_id_arrays(ids), "logits": np.asarray(logits, dtype=np.float32)}
+    if isinstance(x, CsrRows):
+        return arrays | {"x_indptr": x.indptr, "x_indices": x.indices, "x_values": x.values}
+    return arrays | {"x": np.asarray(x, dtype=np.float32)}
+
+
+def _id_arrays(ids: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    if ids.dtype.kind in "iu":
+        if len(np.unique(ids)) != len(ids):
+            raise OptionError("the ids of a node store must all be different.")
+        return {"ids": ids.astype(np.int64)}
+    texts = ids.tolist()
+    if not all(isinstance(text, str) for text in texts):
+        raise OptionError("the ids of a node store must be all integers or all strings.")
+    if len(set(texts)) != len(texts):
+        raise OptionError("the ids of a node store must all be different.")
+    encoded = [text.encode("utf-8") for text in texts]
+    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+    np.cumsum([len(text) for text in encoded], out=offsets[1:])
+    return {"ids": np.frombuffer(b"".join(encoded), dtype=np.uint8), "ids_offsets": offsets}
+
+
+class NodeStore:
+    """Known nodes: their ids, features and cached logits.
+
+    Arrays stay memory-mapped; nothing is read before it is asked for. The index from ids to
+    rows is built at the first lookup: for integer ids their sorted order (nothing if they are
+    sorted already), for text ids a dictionary.
+
+    Args:
+        arrays: The store's arrays by name, see :func:`store_arrays`.
+        num_nodes: Number of known nodes ``N``.
+        width: Number of features ``F``.
+        num_classes: Number of classes ``C``.
+        where: Name of the store, for messages.
+
+    Raises:
+        BundleError: An array is missing or has another type or shape than these say.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        num_nodes: int,
+        width: int,
+        num_classes: int,
+        where: str = STORE,
+    ) -> None:
+        self._where = where
+        self.num_nodes = num_nodes
+        self.width = width
+        self._arrays = arrays
+        self._logits = self._checked("logits", np.float32, (num_nodes, num_classes))
+        self._has_text_ids = "ids_offsets" in arrays
+        if self._has_text_ids:
+            self._ids = self._checked("ids", np.uint8, (None,))
+            self._checked("ids_offsets", np.int64, (num_nodes + 1,))
+        else:
+            self._ids = self._checked("ids", np.int64, (num_nodes,))
+        self._is_sparse = "x_indptr" in arrays
+        if self._is_sparse:
+            self._checked("x_indptr", np.int64, (num_nodes + 1,))
+            entries = self._checked("x_indices", np.int64, (None,))
+            self._checked("x_values", np.float32, entries.shape)
+        else:
+            self._checked("x", np.float32, (num_nodes, width))
+
+    @classmethod
+    def open(cls, bundle: Bundle) -> NodeStore:
+        """The store of an opened bundle.
+
+        Raises:
+            BundleError: An array is missing, unreadable or of the wrong type or shape.
+        """
+        prefix, ending = f"{STORE}/", ".npy"
+        names = [
+            name.removeprefix(prefix).removesuffix(ending)
+            for name in bundle.manifest.files
+            if name.startswith(prefix) and name.endswith(ending)
+        ]
+        return cls(
+            {name: bundle.array(name) for name in names},
+            num_nodes=bundle.manifest.graph.counts["nodes"],
+            width=bundle.manifest.inputs[0].width,
+            num_classes=len(bundle.manifest.classes),
+            where=str(bundle.path / STORE),
+        )
+
+    def _checked(
+        self, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
+    ) -> npt.NDArray[Any]:
+        """Array ``name``, which must be of that type and shape (``None`` is any length)."""
+        if name not in self._arrays:
+            raise BundleError(f"{self._where}/{name}.npy is missing.")
+        array = self._arrays[name]
+        fits = len(array.shape) == len(shape) and all(
+            wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
+        )
+        if array.dtype != dtype or not fits:
+            wanted_shape = ", ".join("any" if length is None else str(length) for length in shape)
+            raise BundleError(
+                f"{self._where}/{name}.npy holds {array.dtype} of shape {array.shape}, and must "
+                f"hold {np.dtype(dtype)} of shape ({wanted_shape})."
+            )
+        return array
+
+    @property
+    def ids(self) -> npt.NDArray[Any]:
+        """The nodes' own ids ``[N]``: int64, or ``str`` objects."""
+        if not self._has_text_ids:
+            return self._ids
+        texts = np.empty(self.num_nodes, dtype=object)
+        texts[:] = self._texts()
+        return texts
+
+    def rows_of(self, ids: Sequence[int] | Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Rows of known nodes, int64 ``[B]``.
+
+        Args:
+            ids: The nodes' own ids, of the type that the graph has them in.
+
+        Raises:
+            RequestError: An id is not known, or not of the type of the known ones.
+        """
+        if isinstance(ids, str | bytes):
+            raise RequestError(f"nodes is the text {ids!r}: give a list of ids.")
+        return self._rows_of_texts(ids) if self._has_text_ids else self._rows_of_integers(ids)
+
+    def logits(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Cached logits ``[B, C]`` of the nodes in ``rows``, a copy."""
+        return self._logits[rows]
+
+    def features(self, rows: npt.NDArray[np.int64]) -> Rows:
+        """Features of the nodes in ``rows``: dense ``[B, F]``, or CSR as they are stored.
+
+        Raises:
+            BundleError: The stored rows are not those of a CSR matrix.
+        """
+        if not self._is_sparse:
+            dense: npt.NDArray[np.float32] = self._arrays["x"][rows]
+            return dense
+        indptr, indices = self._arrays["x_indptr"], self._arrays["x_indices"]
+        first, last = indptr[rows], indptr[rows + 1]
+        if (first < 0).any() or (last < first).any() or (last > len(indices)).any():
+            raise BundleError(f"{self._where}/x_indptr.npy does not hold the ends of rows.")
+        new_indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(last - first, out=new_indptr[1:])
+        # position of each entry in the store: its row's first entry plus its place in the row
+        position = np.repeat(first - new_indptr[:-1], last - first) + np.arange(new_indptr[-1])
+        columns = indices[position]
+        if ((columns < 0) | (columns >= self.width)).any():
+            raise BundleError(f"{self._where}/x_indices.npy holds a column that does not exist.")
+        return CsrRows(new_indptr, columns, self._arrays["x_values"][position], self.width)
+
+    # ------------------------------------------------------------ integer ids
+
+    @cached_property
+    def _order(self) -> npt.NDArray[np.int64] | None:
+        """Rows in the order of their ids; ``None`` if they are stored in that order."""
+        if (self._ids[1:] > self._ids[:-1]).all():
+            return None
+        return np.argsort(self._ids, kind="stable")
+
+    @cached_property
+    def _sorted_ids(self) -> npt.NDArray[np.int64]:
+        return self._ids if self._order is None else self._ids[self._order]
+
+    def _rows_of_integers(self, ids: Any) -> npt.NDArray[np.int64]:
+        wanted = np.asarray(ids)
+        if wanted.size == 0:
+            return np.empty(0, dtype=np.int64)
+        if wanted.dtype.kind not in "iu" or wanted.ndim != 1:
+            raise RequestError(
+                f"nodes must be a list of integers, as the ids of the known nodes are; given "
+                f"{_shorten(ids)}."
+            )
+        place, known = self._find_integers(wanted)
+        if not known.all():
+            raise self._unknown(int(wanted[np.argmin(known)]))
+        return place if self._order is None else self._order[place]
+
+    def _find_integers(
+        self, wanted: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Place of each id in the sorted order, and whether the id there is that one."""
+        # an unsigned id beyond int64 turns negative here, and must not be found as that
+        signed = wanted.astype(np.int64, copy=False)
+        place = np.searchsorted(self._sorted_ids, signed)
+        inside = (place < self.num_nodes) & (wanted <= np.iinfo(np.int64).max)
+        found = np.zeros(len(wanted), dtype=np.bool_)
+        found[inside] = self._sorted_ids[place[inside]] == signed[inside]
+        return place, found
+
+    # ------------------------------------------------------------ text ids
+
+    def _texts(self) -> list[str]:
+        path = f"{self._where}/ids.npy"
+        offsets = self._arrays["ids_offsets"].tolist()
+        raw = self._ids.tobytes()
+        if offsets[0] != 0 or offsets[-1] != len(raw) or any(a > b for a, b in pairwise(offsets)):
+            raise BundleError(f"{self._where}/ids_offsets.npy does not fit {path}.")
+        try:
+            return [raw[start:stop].decode("utf-8") for start, stop in pairwise(offsets)]
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path} does not hold UTF-8 text.") from error
+
+    @cached_property
+    def _row_of_text(self) -> dict[str, int]:
+        return {text: row for row, text in enumerate(self._texts())}
+
+    def _rows_of_texts(self, ids: Any) -> npt.NDArray[np.int64]:
+        if isinstance(ids, np.ndarray):
+            ids = ids.tolist()
+        try:
+            return np.array([self._row_of_text[text] for text in ids], dtype=np.int64)
+        except KeyError as error:
+            unknown = error.args[0]
+        except TypeError as error:  # not a list, or an id that is a list
+            raise RequestError(
+                f"nodes must be a list of strings, as the ids of the known nodes are; given "
+                f"{_shorten(ids)}."
+            ) from error
+        if not isinstance(unknown, str):
+            raise RequestError(
+                f"the node {unknown!r} is given as {type(unknown).__name__}, and the ids of the "
+                "known nodes are strings."
+            )
+        raise self._unknown(unknown)
+
+    def _unknown(self, node: int | str) -> RequestError:
+        few = isinstance(node, str) and self.num_nodes <= NEAREST_AMONG
+        near = nearest_name(str(node), self._row_of_text) if few else None
+        hint = f"did you mean {near!r}? " if near else ""
+        return RequestError(
+            f"unknown node {_shorten(node)}: {hint}The bundle knows {self.num_nodes:,} nodes; give "
+            "the features of others as x."
+        )
+
+
+def _shorten(given: Any) -> str:
+    """What was given, short enough for a message."""
+    text = repr(given)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,115 @@
+"""The multilayer perceptron: the plain student."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from limbeck.graphs.sparse import is_csr, with_values
+from limbeck.students.inputs import InputSpec, NodeInputs
+
+Norm = Literal["none", "batch", "layer"]
+
+
+def make_norm(norm: Norm, channels: int) -> torch.nn.Module:
+    """The normalisation layer of that name over ``channels`` features."""
+    if norm == "batch":
+        return torch.nn.BatchNorm1d(channels)
+    if norm == "layer":
+        return torch.nn.LayerNorm(channels)
+    return torch.nn.Identity()
+
+
+def input_dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Dropout on node features; of a CSR matrix only the stored entries can drop."""
+    if p == 0 or not training:
+        return x
+    if is_csr(x):
+        return with_values(x, F.dropout(x.values(), p))
+    return F.dropout(x, p)
+
+
+class MLP(torch.nn.Module):
+    r"""A multilayer perceptron on one node's features.
+
+    .. math::
+        \mathbf{h}^{l+1} = \mathrm{dropout}(\mathrm{ReLU}(\mathrm{norm}(
+        \mathbf{W}^l \mathbf{h}^l + \mathbf{b}^l)))
+
+    and a bare linear map last, as in `"Graph-less Neural Networks"
+    <https://arxiv.org/abs/2110.08727>`_.
+
+    Args:
+        in_channels: Number of features ``F``.
+        hidden_channels: Width of each hidden layer.
+        out_channels: Number of classes ``C``.
+        num_layers: Number of linear maps, at least 1.
+        norm: ``"none"``, ``"batch"`` or ``"layer"``, before each ReLU.
+        dropout: Probability of dropping a hidden unit, after each ReLU.
+        input_dropout: Probability of dropping an input feature.
+
+    Shapes:
+        - **inputs:** ``x`` ``[B, F]``, dense or ``torch.sparse_csr``
+        - **output:** logits ``[B, C]``
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        num_layers: int = 2,
+        norm: Norm = "none",
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.dropout = dropout
+        self.input_dropout = input_dropout
+        widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
+        self.lins = torch.nn.ModuleList(
+            torch.nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.norms = torch.nn.ModuleList(make_norm(norm, width) for width in widths[1:-1])
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The node inputs that this student reads."""
+        return (InputSpec("x", self.in_channels),)
+
+    def reset_parameters(self) -> None:
+        """Put every layer back to a fresh start."""
+        for module in [*self.lins, *self.norms]:
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    def hidden(self, inputs: NodeInputs) -> Tensor:
+        """Last hidden layer ``[B, H]`` before its norm and ReLU (the features if there is none)."""
+        h = input_dropout(inputs.x, self.input_dropout, self.training)
+        for i, lin in enumerate(self.lins[:-1]):
+            h = lin(h if i == 0 else self.activate(h, i - 1))  # [B, H]
+        return h
+
+    def activate(self, h: Tensor, layer: int) -> Tensor:
+        """Norm, ReLU and dropout behind hidden layer ``layer``."""
+        h = F.relu(self.norms[layer](h))
+        return F.dropout(h, self.dropout, self.training)
+
+    def forward(self, inputs: NodeInputs) -> Tensor:
+        """Logits ``[B, C]`` of the nodes."""
+        h = self.hidden(inputs)
+        if len(self.lins) > 1:
+            h = self.activate(h, len(self.lins) - 2)
+        logits: Tensor = self.lins[-1](h)
+        return logits
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.in_channels}, {self.out_channels}, "
+            f"num_layers={len(self.lins)})"
+        )

@@ -1,0 +1,98 @@
+"""Trained teachers on disk, so that a table of methods trains each of them once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from limbeck.errors import OutputError
+from limbeck.teachers.knowledge import Answers, Knowledge
+
+# Part of every key: raise it when training or the stored form changes.
+GENERATION = 1
+
+
+def cache_folder() -> Path:
+    """Folder of Limbeck's caches: ``LIMBECK_CACHE``, else the user's cache folder."""
+    named = os.environ.get("LIMBECK_CACHE")
+    return Path(named) if named else user_cache_path("limbeck")
+
+
+def key_of(fingerprint: str, nodes_fingerprint: str, name: str, options: dict[str, Any], seed: int) -> str:
+    """Key of a teacher: what it saw, whom it is asked about, what it is, and its seed."""
+    parts = [GENERATION, torch.__version__, fingerprint, nodes_fingerprint, name, options, seed]
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class TeacherCache:
+    """One file per teacher under ``folder``; a damaged file counts as absent.
+
+    Args:
+        folder: Where the files are; made when first needed.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = (folder or cache_folder()) / "teachers"
+
+    def path(self, key: str) -> Path:
+        """File of a key."""
+        return self.folder / f"{key}.pt"
+
+    def lock(self, key: str) -> FileLock:
+        """Lock under which a key is trained, so that two processes do not train it twice."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"the cache folder {self.folder} cannot be written ({error.strerror}): set "
+                "LIMBECK_CACHE to a folder that can."
+            ) from None
+        return FileLock(self.folder / f"{key}.lock")
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """The record stored under a key, or ``None``."""
+        try:
+            record: dict[str, Any] = torch.load(self.path(key), weights_only=True)
+        except (FileNotFoundError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile):
+            return None
+        return record
+
+    def save(
+        self,
+        key: str,
+        knowledge: Knowledge,
+        answers: Answers,
+        state: dict[str, torch.Tensor],
+        train_seconds: float,
+    ) -> None:
+        """Store a trained teacher, whole or not at all."""
+        record = {
+            "knowledge": _shallow(knowledge),
+            "answers": _shallow(answers),
+            "state": state,
+            "train_seconds": train_seconds,
+        }
+        aside = self.path(key).with_suffix(f".{os.getpid()}.part")
+        try:
+            torch.save(record, aside)
+            os.replace(aside, self.path(key))
+        except (OSError, RuntimeError) as error:
+            aside.unlink(missing_ok=True)
+            raise OutputError(
+                f"the teacher could not be stored under {self.folder} ({error}): make room there "
+                "or set LIMBECK_CACHE to another folder."
+            ) from None
+
+
+def _shallow(record: Knowledge | Answers) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}

@@ -1,0 +1,138 @@
+"""Training a teacher of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from limbeck.errors import OptionError
+from limbeck.graphs.sparse import take_rows
+from limbeck.graphs.view import View
+from limbeck.registry import resolve
+from limbeck.teachers.base import GNN, TeacherOptions
+from limbeck.teachers.cache import TeacherCache, key_of
+from limbeck.teachers.knowledge import Answers, FittedTeacher, Knowledge, ask
+from limbeck.training.fit import Checkpoint, History, batches, fit, seeded
+from limbeck.training.options import preset
+from limbeck.training.sampler import NeighborSampler
+
+PRESETS = Path(__file__).with_name("presets.yaml")
+
+
+def teacher_options(name: str, graph: str, **changes: Any) -> TeacherOptions:
+    """Options of a teacher for a graph: its preset, with your changes on top.
+
+    Raises:
+        OptionError: Unknown teacher or option, or a value out of range.
+    """
+    options: type[TeacherOptions] = resolve("teacher", name)
+    return options(**{**preset(PRESETS, name, graph), **changes})
+
+
+def fit_teacher(
+    view: View,
+    name: str = "sage",
+    seed: int = 0,
+    *,
+    cache: TeacherCache | None = None,
+    progress: bool = False,
+    **changes: Any,
+) -> FittedTeacher:
+    """Train a teacher on the observed graph of a view, or take it from the cache.
+
+    The checkpoint with the best validation accuracy is kept, ties go to the later epoch. What is
+    stored is keyed by the observed graph, the options and the seed, so all methods and all
+    settings with the same cut share it.
+
+    Args:
+        view: What may be seen.
+        name: One of ``limbeck teachers``.
+        seed: Seed of the weights, dropout and neighbour draws.
+        cache: Where trained teachers are kept; the user's cache folder by default.
+        progress: Show a progress bar on stderr.
+        **changes: Hyper-parameters that differ from the preset of this graph.
+
+    Raises:
+        OptionError: Unknown teacher or option, or a value out of range.
+    """
+    options = teacher_options(name, view.info.name, **changes)
+    cache = cache or TeacherCache()
+    key = key_of(view.fingerprint, view.evaluation_fingerprint, name, options.model_dump(), seed)
+    with seeded(seed):
+        module = options.build(view)
+        with cache.lock(key):
+            record = cache.load(key)
+            if record is None:
+                checkpoint = Checkpoint(cache.path(key).with_suffix(".checkpoint"), key)
+                label = f"teacher {name}" if progress else None
+                history = train(module, view, options, checkpoint=checkpoint, progress=label)
+                knowledge, answers = ask(module, view, name, options.num_layers)
+                cache.save(key, knowledge, answers, module.state_dict(), history.seconds)
+                record = cache.load(key)
+                assert record is not None
+    module.load_state_dict(record["state"])
+    module.eval()
+    return FittedTeacher(
+        name=name,
+        knowledge=Knowledge(**record["knowledge"]),
+        answers=Answers(**record["answers"]),
+        module=module,
+        options=options.model_dump(),
+        num_parameters=sum(p.numel() for p in module.parameters()),
+        train_seconds=record["train_seconds"],
+    )
+
+
+def train(
+    module: GNN,
+    view: View,
+    options: TeacherOptions,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: str | None = None,
+) -> History:
+    """Train a network on the labels of the training nodes.
+
+    With ``options.fan_out`` each step draws the neighbourhood of a batch of training nodes,
+    else each step is one pass over the observed graph. Validation always uses all neighbours.
+    """
+    graph = view.observed
+    adj = module.prepare(graph.edge_index, view.num_observed)
+    y_val = graph.y[view.val]
+    if options.fan_out:
+        if len(options.fan_out) != options.num_layers:
+            raise OptionError(
+                f"option 'fan_out' draws {len(options.fan_out)} hops, but the teacher has "
+                f"{options.num_layers} layers: give one number per layer."
+            )
+        sampler = NeighborSampler(graph.edge_index, view.num_observed, options.fan_out)
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        if not options.fan_out:
+            logits = module(graph.x, adj)
+            yield F.cross_entropy(logits[view.train], graph.y[view.train])
+            return
+        for nodes in batches(view.train, options.batch_size):
+            drawn = sampler.sample(nodes)
+            logits = module(take_rows(graph.x, drawn.n_id), drawn.edge_index)
+            yield F.cross_entropy(logits[: len(nodes)], graph.y[nodes])
+
+    def validate() -> float:
+        predicted = module(graph.x, adj)[view.val].argmax(1)
+        return float((predicted == y_val).float().mean())
+
+    return fit(
+        module,
+        losses,
+        validate,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        max_epochs=options.max_epochs,
+        patience=options.patience,
+        checkpoint=checkpoint,
+        progress=progress,
+    )

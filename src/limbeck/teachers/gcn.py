@@ -1,0 +1,97 @@
+"""The graph convolutional network."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.nn import GCNConv
+
+from limbeck.graphs.adjacency import symmetric_adjacency
+from limbeck.graphs.view import View
+from limbeck.students.mlp import Norm, input_dropout, make_norm
+from limbeck.teachers.base import GNN, Probability, TeacherOptions
+
+
+class GCN(GNN):
+    r"""A stack of PyG's ``GCNConv``.
+
+    .. math::
+        \mathbf{H}^{l+1} = \hat{\mathbf{D}}^{-1/2} \hat{\mathbf{A}} \hat{\mathbf{D}}^{-1/2}
+        \mathbf{H}^l \mathbf{W}^l + \mathbf{b}^l
+
+    then norm, ReLU and dropout, none after the last layer (`"Semi-supervised Classification with
+    Graph Convolutional Networks" <https://arxiv.org/abs/1609.02907>`_).
+
+    Args:
+        in_channels: Number of features ``F``.
+        hidden_channels: Width of the hidden layers.
+        out_channels: Number of classes ``C``.
+        num_layers: Number of layers.
+        norm: ``"none"``, ``"batch"`` or ``"layer"``, before each ReLU.
+        dropout: Probability of dropping a hidden unit.
+        input_dropout: Probability of dropping a feature.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        num_layers: int = 2,
+        norm: Norm = "none",
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.input_dropout = input_dropout
+        widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
+        self.convs = torch.nn.ModuleList(
+            GCNConv(a, b, normalize=False) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.norms = torch.nn.ModuleList(make_norm(norm, width) for width in widths[1:-1])
+
+    def normalize(self, edge_index: Tensor, num_nodes: int) -> Tensor:
+        """The symmetric normalisation with self-loops."""
+        return symmetric_adjacency(edge_index, num_nodes)
+
+    def layers(self, x: Tensor, adj: Tensor) -> dict[str, Tensor]:
+        """Outputs of all layers; hidden ones after ReLU, before dropout."""
+        outputs: dict[str, Tensor] = {}
+        h = input_dropout(x, self.input_dropout, self.training)
+        for i, conv in enumerate(self.convs):
+            h = conv(h, adj)
+            if i == len(self.convs) - 1:
+                outputs["logits"] = h
+            else:
+                outputs[f"hidden{i + 1}"] = h = F.relu(self.norms[i](h))
+                h = F.dropout(h, self.dropout, self.training)
+        return outputs
+
+
+class GCNOptions(TeacherOptions):
+    """Hyper-parameters of :class:`GCN`.
+
+    Args:
+        norm: ``"none"``, ``"batch"`` or ``"layer"``.
+        input_dropout: Probability of dropping a feature in training.
+    """
+
+    name: ClassVar[str] = "gcn"
+    norm: Norm = "none"
+    input_dropout: Probability = 0.0
+
+    def build(self, view: View) -> GCN:
+        """A fresh network for the view."""
+        return GCN(
+            view.num_features,
+            self.hidden_channels,
+            view.num_classes,
+            self.num_layers,
+            self.norm,
+            self.dropout,
+            self.input_dropout,
+        )

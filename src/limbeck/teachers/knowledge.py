@@ -1,0 +1,129 @@
+"""What a teacher hands over: computed once, frozen, and only about observed nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import TeacherError
+from limbeck.graphs.view import View
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """A teacher's word on the observed nodes of a view.
+
+    Args:
+        logits: float32 ``[observed, C]``.
+        hidden: Hidden layers by name, each float32 ``[observed, H]``, first to last; empty for a
+            teacher that is only logits.
+        depth: Number of graph layers, ``None`` if not known.
+        name: What the teacher is called in tables.
+    """
+
+    logits: Tensor
+    hidden: dict[str, Tensor] = field(default_factory=dict)
+    depth: int | None = None
+    name: str = "logits"
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """A teacher's predictions for scoring; no method ever sees them.
+
+    Args:
+        observed: Logits of the observed nodes on the observed graph, ``[observed, C]``.
+        unseen: Logits of the unseen nodes with the full graph restored, ``[unseen, C]``;
+            ``None`` where there are none or the teacher cannot say.
+        isolated: Logits of the unseen nodes without their edges, likewise.
+    """
+
+    observed: Tensor
+    unseen: Tensor | None = None
+    isolated: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FittedTeacher:
+    """A trained teacher as the rest of the project sees it.
+
+    Args:
+        name: What it is called in tables.
+        knowledge: What methods learn from.
+        answers: What it is scored by.
+        module: The network, ``None`` if there are only logits.
+        options: Its hyper-parameters, for the record.
+        num_parameters: Number of trained parameters, ``None`` if not known.
+        train_seconds: Time its training took, ``None`` if not known.
+        val_accuracy: Accuracy on validation nodes, ``None`` if not known.
+    """
+
+    name: str
+    knowledge: Knowledge
+    answers: Answers
+    module: torch.nn.Module | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    num_parameters: int | None = None
+    train_seconds: float | None = None
+
+
+def check_logits(logits: Tensor, rows: int, classes: int, where: str) -> Tensor:
+    """Check a teacher's logits and return them as float32.
+
+    Raises:
+        TeacherError: Wrong shape, or a value that is not a finite number.
+    """
+    if logits.ndim != 2 or tuple(logits.shape) != (rows, classes):
+        raise TeacherError(
+            f"{where}: logits have the shape {tuple(logits.shape)}, but the graph asks for "
+            f"{(rows, classes)}: one row per node and one column per class."
+        )
+    logits = logits.detach().to(torch.float32).cpu()
+    if not bool(torch.isfinite(logits).all()):
+        row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
+        raise TeacherError(
+            f"{where}: the logits of node {row} hold NaN or infinity; every value must be finite."
+        )
+    return logits.contiguous()
+
+
+@torch.no_grad()
+def ask(module: torch.nn.Module, view: View, name: str, depth: int | None) -> tuple[Knowledge, Answers]:
+    """Ask a trained module for everything it knows about a view.
+
+    Observed nodes are asked on the observed graph; unseen ones with the full graph restored,
+    and once more without their edges.
+    """
+    module.eval()
+    observed = view.observed
+    where = f"teacher {name!r}"
+    rows, classes = view.num_observed, view.num_classes
+    hidden: dict[str, Tensor] = {}
+    if hasattr(module, "layers") and hasattr(module, "prepare"):
+        layers = module.layers(observed.x, module.prepare(observed.edge_index, rows))
+        logits = layers.pop("logits")
+        hidden = layers
+    else:
+        logits = _call(module, observed.x, observed.edge_index, name)
+    knowledge = Knowledge(check_logits(logits, rows, classes, where), hidden, depth, name)
+    if not view.has_unseen:
+        return knowledge, Answers(knowledge.logits)
+    total = len(view.nodes)
+    unseen = []
+    for graph in (view.everything, view.without_new_edges):
+        logits = _call(module, graph.x, graph.edge_index, name)
+        unseen.append(check_logits(logits, total, classes, where)[rows:])
+    return knowledge, Answers(knowledge.logits, *unseen)
+
+
+def _call(module: torch.nn.Module, x: Tensor, edge_index: Tensor, name: str) -> Tensor:
+    logits = module(x, edge_index)
+    if not isinstance(logits, Tensor):
+        raise TeacherError(
+            f"teacher {name!r}: forward(x, edge_index) returned {type(logits).__name__}; it must "
+            "return the logits of all nodes as one tensor."
+        )
+    return logits

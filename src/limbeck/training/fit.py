@@ -1,0 +1,214 @@
+"""The one training loop: of teachers, of students, of every stage of every method."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from limbeck.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass
+class History:
+    """What happened in a training run.
+
+    Args:
+        loss: Mean loss of each epoch's steps.
+        val_score: Validation score after each epoch.
+        best_epoch: Epoch whose weights were kept, −1 before the first.
+        best_score: Its validation score.
+        seconds: Time spent, over all resumptions.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    val_score: list[float] = field(default_factory=list)
+    best_epoch: int = -1
+    best_score: float = float("-inf")
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run keeps its state, so that it goes on after an interruption.
+
+    Args:
+        path: The file; written aside and renamed, removed when the run has finished.
+        key: What the run is (its data, options and seed); a file with another key is not used.
+        every_seconds: Shortest time between two writes.
+    """
+
+    path: Path
+    key: str
+    every_seconds: float = 10.0
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with PyTorch's generator at ``seed``, and put it back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def batches(nodes: Tensor, batch_size: int | None) -> Iterator[Tensor]:
+    """Shuffle ``nodes`` and cut them into batches.
+
+    As in GLNN's loop, the permutation is cut to whole batches and the rest of it is left out
+    of this epoch; fewer nodes than one batch make one batch of all. ``None`` gives all nodes in
+    one batch, unshuffled.
+    """
+    if batch_size is None or len(nodes) <= batch_size:
+        yield nodes
+        return
+    shuffled = nodes[torch.randperm(len(nodes))]
+    for start in range(0, len(nodes) // batch_size * batch_size, batch_size):
+        yield shuffled[start : start + batch_size]
+
+
+def fit(
+    module: torch.nn.Module,
+    losses: Callable[[int], Iterable[Tensor]],
+    validate: Callable[[], float],
+    *,
+    lr: float,
+    weight_decay: float,
+    max_epochs: int,
+    patience: int,
+    checkpoint: Checkpoint | None = None,
+    progress: str | None = None,
+) -> History:
+    """Train ``module`` and leave it with the weights of the best validation score.
+
+    Each loss that ``losses(epoch)`` yields is one step of Adam. After each epoch ``validate()``
+    is asked, in eval mode and without gradients; a score at least as high as the best so far
+    is the new best (ties go to the later epoch), and training stops when ``patience`` epochs
+    brought none. Random numbers come from PyTorch's generator, so wrap the call in
+    :func:`seeded`. A run that is interrupted and resumed from its checkpoint ends with the very
+    weights of one that was not.
+
+    Args:
+        module: What is trained; all its parameters.
+        losses: Yields the losses of an epoch, each a scalar, computed when it is asked for.
+        validate: Score to be maximised on validation nodes of the observed graph.
+        lr: Learning rate of Adam.
+        weight_decay: L2 penalty inside Adam.
+        max_epochs: Largest number of epochs.
+        patience: Epochs without a new best after which training stops.
+        checkpoint: Where to keep the state of an unfinished run.
+        progress: Label of the progress bar on stderr; ``None`` shows none.
+
+    Returns:
+        The history. ``module`` is in eval mode.
+    """
+    optimizer = torch.optim.Adam(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    history = History()
+    best = copy.deepcopy(module.state_dict())
+    first_epoch = 0
+    if checkpoint is not None and (state := _load(checkpoint)) is not None:
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        history, best, first_epoch = History(**state["history"]), state["best"], state["epoch"] + 1
+    started = last_write = time.monotonic()
+    spent_before = history.seconds
+    bar = tqdm(
+        range(first_epoch, max_epochs),
+        initial=first_epoch,
+        total=max_epochs,
+        desc=progress,
+        disable=None if progress else True,
+        leave=False,
+    )
+    for epoch in bar:
+        if epoch - history.best_epoch > patience:
+            break
+        history.loss.append(_train_epoch(module, optimizer, losses(epoch)))
+        history.val_score.append(_score(module, validate))
+        if history.val_score[-1] >= history.best_score:
+            history.best_score, history.best_epoch = history.val_score[-1], epoch
+            best = _copy_into(best, module.state_dict())
+        bar.set_postfix(loss=f"{history.loss[-1]:.4f}", val=f"{history.val_score[-1]:.4f}")
+        now = time.monotonic()
+        history.seconds = spent_before + now - started
+        if checkpoint is not None and now - last_write >= checkpoint.every_seconds:
+            _save(checkpoint, module, optimizer, history, best, epoch)
+            last_write = now
+    bar.close()
+    module.load_state_dict(best)
+    module.eval()
+    history.seconds = spent_before + time.monotonic() - started
+    if checkpoint is not None:
+        checkpoint.path.unlink(missing_ok=True)
+    return history
+
+
+def _train_epoch(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]
+) -> float:
+    module.train()
+    total, steps = torch.zeros(()), 0
+    for loss in losses:
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.detach()
+        steps += 1
+    mean = float(total) / max(steps, 1)
+    if mean != mean:
+        raise OptionError("the loss is not a number: lower the learning rate 'lr'.")
+    return mean
+
+
+@torch.no_grad()
+def _score(module: torch.nn.Module, validate: Callable[[], float]) -> float:
+    module.eval()
+    return validate()
+
+
+def _copy_into(best: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, value in state.items():
+        best[name].copy_(value)
+    return best
+
+
+def _save(
+    checkpoint: Checkpoint,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: History,
+    best: dict[str, Tensor],
+    epoch: int,
+) -> None:
+    state = {
+        "key": checkpoint.key,
+        "epoch": epoch,
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "history": asdict(history),
+        "best": best,
+        "rng": torch.get_rng_state(),
+    }
+    checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
+    aside = checkpoint.path.with_suffix(f".{os.getpid()}.part")
+    torch.save(state, aside)
+    os.replace(aside, checkpoint.path)
+
+
+def _load(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    if not checkpoint.path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(checkpoint.path, weights_only=True)
+    return state if state["key"] == checkpoint.key else None
