@@ -4,7 +4,10 @@
 
 makes tables from a seed in a temporary folder, reads each pair in a process of its own, and
 writes ``benchmarks/results/tables.md``. Seconds are those of ``read_tables`` alone; the memory is
-the peak of the whole process, imports included (also given, as they are half of it).
+the peak of the whole process, imports included.
+
+Making the tables has a process of its own too: on Linux a child's ``ru_maxrss`` starts at the
+memory of the process that started it, so that one must stay small.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,11 @@ RESULT = Path(__file__).parent / "results" / "tables.md"
 NUM_NUMERIC = 16
 SEED = 0
 
-Writer = Callable[[pa.Table, Path], None]
+STEMS = ("nodes", "edges")
+WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
+    "parquet": pyarrow.parquet.write_table,
+    "csv": pyarrow.csv.write_csv,
+}
 
 
 def make_tables(num_nodes: int, num_edges: int, *, text_ids: bool) -> tuple[pa.Table, pa.Table]:
@@ -77,24 +85,14 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure_in_child(nodes: Path, edges: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", str(nodes), str(edges)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
+def in_child(*arguments: str) -> str:
+    command = [sys.executable, __file__, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def report(rows: list[str], num_nodes: int, num_edges: int) -> str:
-    import torch
-    import torch_geometric
-
-    versions = {
-        "Python": platform.python_version(),
-        "pyarrow": pa.__version__,
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "PyG": torch_geometric.__version__,
-    }
+    packages = ("pyarrow", "numpy", "torch", "torch-geometric")
+    versions = {"Python": platform.python_version(), **{name: version(name) for name in packages}}
     command = f"python benchmarks/tables.py --nodes {num_nodes} --edges {num_edges}"
     lines = [
         "# Reading tables",
@@ -108,46 +106,59 @@ def report(rows: list[str], num_nodes: int, num_edges: int) -> str:
         *rows,
         "",
         f"`{command}`, seed {SEED}, {os.cpu_count()} cores, {platform.machine()}; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ", ".join(f"{name} {number}" for name, number in versions.items())
         + ".",
         "",
     ]
     return "\n".join(lines)
 
 
+def write_tables(folder: Path, extension: str, sizes: tuple[int, int], *, text_ids: bool) -> None:
+    """Make and write one pair; to be called in a process of its own."""
+    for stem, table in zip(STEMS, make_tables(*sizes, text_ids=text_ids), strict=True):
+        WRITERS[extension](table, folder / f"{stem}.{extension}")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Measure limbeck.graphs.tables.read_tables.")
     parser.add_argument("--nodes", type=int, default=1_000_000)
     parser.add_argument("--edges", type=int, default=5_000_000)
+    parser.add_argument("--write", nargs=3, metavar=("FOLDER", "EXTENSION", "IDS"))
     parser.add_argument("--measure", nargs=2, type=Path, metavar=("NODES", "EDGES"))
     options = parser.parse_args()
+    sizes = (options.nodes, options.edges)
+    if options.write:
+        folder, extension, id_type = options.write
+        write_tables(Path(folder), extension, sizes, text_ids=id_type == "text")
+        return
     if options.measure:
         print(json.dumps(measure(*options.measure)))
         return
-    writers: dict[str, Writer] = {
-        "parquet": pyarrow.parquet.write_table,
-        "csv": pyarrow.csv.write_csv,
-    }
     rows = []
-    for text_ids in (False, True):
-        nodes, edges = make_tables(options.nodes, options.edges, text_ids=text_ids)
-        for extension, write in writers.items():
-            with tempfile.TemporaryDirectory() as folder:
-                paths = [Path(folder, f"{stem}.{extension}") for stem in ("nodes", "edges")]
-                write(nodes, paths[0])
-                write(edges, paths[1])
-                result = measure_in_child(*paths)
-            rows.append(
-                f"| {extension} | {'text' if text_ids else 'int64'} | {len(nodes):,} | "
-                f"{len(edges):,} | {result['stored_edges']:,} | {result['seconds']:.1f} | "
-                f"{result['peak_mb']:,.0f} ({result['imports_mb']:,.0f}) |"
-            )
+    for id_type in ("int64", "text"):
+        for extension in WRITERS:
+            rows.append(measure_pair(extension, id_type, sizes))
             print(rows[-1], flush=True)
-    text = report(rows, options.nodes, options.edges)
+    text = report(rows, *sizes)
     RESULT.parent.mkdir(exist_ok=True)
     aside = RESULT.with_suffix(".partial")
     aside.write_text(text)
     aside.replace(RESULT)
+
+
+def measure_pair(extension: str, id_type: str, sizes: tuple[int, int]) -> str:
+    """Make one pair of tables, read it, and give the line of the report."""
+    num_nodes, num_edges = sizes
+    with tempfile.TemporaryDirectory() as folder:
+        made = ("--nodes", str(num_nodes), "--edges", str(num_edges))
+        in_child(*made, "--write", folder, extension, id_type)
+        paths = [str(Path(folder, f"{stem}.{extension}")) for stem in STEMS]
+        result = json.loads(in_child("--measure", *paths))
+    return (
+        f"| {extension} | {id_type} | {num_nodes:,} | {num_edges:,} | "
+        f"{result['stored_edges']:,} | {result['seconds']:.1f} | "
+        f"{result['peak_mb']:,.0f} ({result['imports_mb']:,.0f}) |"
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from limbeck.graphs.view import View
 from limbeck.methods import Method, make_method
 from limbeck.runtime.predictor import BundledStudent
 from limbeck.students.inputs import NodeInputs
+from limbeck.teachers.cache import cache_folder
 from limbeck.teachers.knowledge import FittedTeacher
 from limbeck.teachers.own import Teacher, TeacherSource, knowledge_from
-from limbeck.training.fit import Checkpoint, History, seeded
+from limbeck.training.loop import Checkpoint, History, seeded
 
 EVAL_BLOCK = 16_384
 """Nodes per forward pass in evaluation."""
@@ -213,7 +215,7 @@ def distill(
     method: str | Method = "glnn",
     seed: int = 0,
     *,
-    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
     progress: bool = False,
     **changes: Any,
 ) -> Run:
@@ -226,7 +228,8 @@ def distill(
             that learn from labels alone need none, and use it only for comparison.
         method: Name of a method, or one with its hyper-parameters.
         seed: Seed of the student's weights, dropout and batches.
-        checkpoint: Where to keep the state of an unfinished run.
+        resume: Keep the state of an unfinished run in the cache folder, and go on from it when
+            the very same run is asked for again.
         progress: Show a progress bar on stderr.
         **changes: Hyper-parameters that differ from the preset of this graph.
 
@@ -245,7 +248,7 @@ def distill(
         distilled = method.distill(
             view,
             fitted.knowledge if fitted is not None and method.needs_teacher else None,
-            checkpoint=checkpoint,
+            checkpoint=_checkpoint(view, fitted, method, seed) if resume else None,
             progress=method.name if progress else None,
         )
     return Run(view, method, fitted, distilled.student, distilled.history, seed)
@@ -271,6 +274,19 @@ def as_fitted(
     elif not isinstance(teacher, TeacherSource):
         teacher = knowledge_from(teacher)
     return teacher.fitted(view)
+
+
+def _checkpoint(
+    view: View, teacher: FittedTeacher | None, method: Method, seed: int
+) -> Checkpoint:
+    """Where the state of this very run is kept: named by all that it depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (view.fingerprint, method.name, method.model_dump_json(), str(seed)):
+        digest.update(part.encode())
+    if teacher is not None:
+        digest.update(teacher.knowledge.logits.numpy().data)
+    key = digest.hexdigest()
+    return Checkpoint(cache_folder() / "students" / f"{key}.checkpoint", key)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import copy
 import os
 import platform
 from collections.abc import Callable, Mapping
-from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+import limbeck
 from limbeck.errors import OptionError
 from limbeck.export.card import make_card
 from limbeck.export.onnx import PROBE_ROWS, RawStudent, Scaling, check_scaling, input_width, to_onnx
@@ -82,11 +83,12 @@ def export_bundle(
     """
     width = input_width(student)
     check_scaling(scaling, width)
+    _check_inputs(graph_info, inputs, width)
     rows = _raw_rows(inputs)
     logits = known_logits(student, inputs, scaling)
-    _check_sizes(graph_info, inputs, logits, width)
+    _check_classes(graph_info, logits)
     fields: dict[str, Any] = {
-        "limbeck": _version("limbeck"),
+        "limbeck": limbeck.__version__,
         "method": method,
         "student": student_name,
         "classes": list(graph_info.class_names),
@@ -161,9 +163,7 @@ def _raw_rows(inputs: NodeInputs) -> Rows:
     )
 
 
-def _check_sizes(
-    graph_info: GraphInfo, inputs: NodeInputs, logits: npt.NDArray[np.float32], width: int
-) -> None:
+def _check_inputs(graph_info: GraphInfo, inputs: NodeInputs, width: int) -> None:
     if inputs.x.shape[1] != width:
         raise OptionError(
             f"the inputs have {inputs.x.shape[1]} features, and the student reads {width}."
@@ -173,6 +173,9 @@ def _check_sizes(
             f"the graph {graph_info.name!r} has {len(graph_info.node_ids)} node ids for "
             f"{len(inputs)} nodes."
         )
+
+
+def _check_classes(graph_info: GraphInfo, logits: npt.NDArray[np.float32]) -> None:
     if graph_info.num_classes != logits.shape[1]:
         raise OptionError(
             f"the student has {logits.shape[1]} logits, and the graph {graph_info.name!r} has "
@@ -201,12 +204,4 @@ def _in_memory(
 def _versions() -> dict[str, str]:
     """Versions of what made the bundle."""
     packages = ("torch", "torch_geometric", "onnx", "onnxscript", "onnxruntime", "numpy")
-    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
-
-
-def _version(package: str) -> str:
-    """Version of an installed package; a source tree that is not installed has none."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -18,7 +18,8 @@ def make_card(manifest: Mapping[str, Any], bundle_name: str, example_id: int | s
     """
     graph = manifest["graph"]
     parts = [
-        f"# {manifest['student']} by {manifest['method']} on {graph['name']}",
+        "# "
+        + " ".join(f"{manifest['student']} by {manifest['method']} on {graph['name']}".split()),
         _summary(manifest),
         "## Use",
         _example(manifest, bundle_name, example_id),
@@ -105,7 +106,8 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}"
+    """Four digits, or all of a number's integer part."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _markdown(header: list[str], rows: Table) -> str:

@@ -22,7 +22,7 @@ from torch_geometric.utils import (
     to_scipy_sparse_matrix,
 )
 
-from limbeck.errors import GraphError
+from limbeck.graphs.checks import check_graph
 from limbeck.graphs.sparse import SPARSE_BELOW, is_csr
 
 # Rows of a dense feature matrix that are made sparse at a time while hashing: bounds memory.
@@ -101,12 +101,12 @@ class LabelProfile:
         counts: Number of labelled nodes of each class, by its name.
         unlabelled_share: Share of the nodes that have no label.
         largest_share: Share of the labelled nodes that are of the largest class, which is the
-            accuracy of always answering that class; ``None`` without labels.
+            accuracy of always answering that class.
     """
 
     counts: dict[str, int]
     unlabelled_share: float
-    largest_share: float | None
+    largest_share: float
 
 
 @dataclass(frozen=True)
@@ -187,24 +187,25 @@ def profile_graph(graph: Data) -> Profile:
         graph: A graph with ``x``, ``edge_index``, ``y`` (-1 where there is no label) and ``info``.
 
     Raises:
-        GraphError: If there are no nodes, no features, or an edge or a label does not fit.
+        GraphError: If the graph does not pass :func:`limbeck.graphs.checks.check_graph`.
     """
-    _require_whole(graph)
-    edges = distinct_edges(graph)
-    reciprocity, isolated = _reciprocity(edges), _isolated(edges, graph.num_nodes)
-    components, largest = _components(edges, graph.num_nodes)
-    stored = graph.edge_index
-    num_loops = int((stored[0] == stored[1]).sum())
-    features, degrees, labels = _features(graph.x), _degrees(graph), _labels(graph)
+    check_graph(graph, graph.info.name)
+    stored, num_nodes = graph.edge_index, graph.num_nodes
+    distinct = coalesce(stored, num_nodes=num_nodes)
+    edges = remove_self_loops(distinct)[0]
+    adjacency = to_scipy_sparse_matrix(edges, num_nodes=num_nodes).tocsr()
+    reciprocity, isolated = _reciprocity(adjacency), _isolated(edges, num_nodes)
+    components, largest = _components(adjacency)
+    features, degrees, labels = _features(graph.x), _degrees(edges, num_nodes), _labels(graph)
     of_edges = _homophily(edges, graph.y)
-    duplicates = _duplicates(graph.x, edges, graph.num_nodes)
+    duplicates = _duplicates(graph.x, adjacency)
     return Profile(
         name=graph.info.name,
-        num_nodes=graph.num_nodes,
+        num_nodes=num_nodes,
         num_edges=stored.shape[1],
         num_classes=graph.info.num_classes,
-        self_loops=num_loops,
-        duplicate_edges=stored.shape[1] - coalesce(stored).shape[1],
+        self_loops=int((stored[0] == stored[1]).sum()),
+        duplicate_edges=stored.shape[1] - distinct.shape[1],
         reciprocity=reciprocity,
         directed=reciprocity is not None and reciprocity < 1,
         isolated_nodes=isolated,
@@ -217,9 +218,9 @@ def profile_graph(graph: Data) -> Profile:
         duplicates=duplicates,
         advice=[  # the most consequential first
             *_advice_on_homophily(of_edges),
-            *_advice_on_duplicates(duplicates, graph.num_nodes),
-            *_advice_on_features(features, graph.num_nodes),
-            *_advice_on_edges(reciprocity, isolated, degrees.zero, graph.num_nodes),
+            *_advice_on_duplicates(duplicates, num_nodes),
+            *_advice_on_features(features, num_nodes),
+            *_advice_on_edges(reciprocity, isolated, degrees.zero, num_nodes),
             *_advice_on_labels(labels),
         ],
     )
@@ -227,7 +228,8 @@ def profile_graph(graph: Data) -> Profile:
 
 def distinct_edges(graph: Data) -> Tensor:
     """The edges without self-loops and repetitions, int64 ``[2, E']``, sorted."""
-    edges: Tensor = coalesce(remove_self_loops(graph.edge_index)[0], num_nodes=graph.num_nodes)
+    distinct = coalesce(graph.edge_index, num_nodes=graph.num_nodes)
+    edges: Tensor = remove_self_loops(distinct)[0]
     return edges
 
 
@@ -277,26 +279,6 @@ def adjusted_homophily(edge_index: Tensor, labels: Tensor) -> float | None:
     return (of_edges - by_chance) / (1 - by_chance)
 
 
-def _require_whole(graph: Data) -> None:
-    num_nodes = graph.num_nodes or 0
-    if num_nodes == 0 or graph.x is None or graph.x.shape[1] == 0:
-        raise GraphError(
-            f"the graph has {num_nodes} nodes and "
-            f"{0 if graph.x is None else graph.x.shape[1]} features: a profile needs both."
-        )
-    edges, labels = graph.edge_index, graph.y
-    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < num_nodes:
-        raise GraphError(
-            f"edge_index names nodes from {int(edges.min())} to {int(edges.max())}: "
-            f"nodes are numbered 0 to {num_nodes - 1}."
-        )
-    if labels.shape != (num_nodes,) or int(labels.max()) >= graph.info.num_classes:
-        raise GraphError(
-            f"y has shape {list(labels.shape)} and labels up to {int(labels.max())}: it must be "
-            f"[{num_nodes}] with labels below {graph.info.num_classes}."
-        )
-
-
 def _features(x: Tensor) -> FeatureProfile:
     rows, columns = x.shape
     per_row = np.concatenate([np.diff(block.indptr) for block in _blocks(x)])
@@ -310,8 +292,8 @@ def _features(x: Tensor) -> FeatureProfile:
     )
 
 
-def _degrees(graph: Data) -> DegreeProfile:
-    values = num_neighbors(graph).numpy()
+def _degrees(edges: Tensor, num_nodes: int) -> DegreeProfile:
+    values = torch.bincount(edges[1], minlength=num_nodes).numpy()
     return DegreeProfile(
         zero=int((values == 0).sum()),
         min=int(values.min()),
@@ -322,23 +304,19 @@ def _degrees(graph: Data) -> DegreeProfile:
     )
 
 
-def _reciprocity(edges: Tensor) -> float | None:
-    num_edges = edges.shape[1]
-    if num_edges == 0:
+def _reciprocity(adjacency: sparse.csr_matrix) -> float | None:
+    if adjacency.nnz == 0:
         return None
-    # with all reverses added, an edge counts twice unless both directions were there
-    pairs = coalesce(torch.cat([edges, edges.flip(0)], dim=1)).shape[1]
-    return float((2 * num_edges - pairs) / num_edges)
+    return float(adjacency.multiply(adjacency.T).nnz / adjacency.nnz)
 
 
 def _isolated(edges: Tensor, num_nodes: int) -> int:
     return int((torch.bincount(edges.reshape(-1), minlength=num_nodes) == 0).sum())
 
 
-def _components(edges: Tensor, num_nodes: int) -> tuple[int, float]:
-    adjacency = to_scipy_sparse_matrix(edges, num_nodes=num_nodes)
+def _components(adjacency: sparse.csr_matrix) -> tuple[int, float]:
     count, which = connected_components(adjacency, directed=True, connection="weak")
-    return int(count), float(np.bincount(which).max() / num_nodes)
+    return int(count), float(np.bincount(which).max() / adjacency.shape[0])
 
 
 def _labels(graph: Data) -> LabelProfile:
@@ -347,7 +325,7 @@ def _labels(graph: Data) -> LabelProfile:
     return LabelProfile(
         counts=dict(zip(graph.info.class_names, counts, strict=True)),
         unlabelled_share=1 - len(labelled) / graph.num_nodes,
-        largest_share=max(counts) / len(labelled) if len(labelled) else None,
+        largest_share=max(counts) / len(labelled),
     )
 
 
@@ -376,10 +354,10 @@ def _homophily(edges: Tensor, labels: Tensor) -> HomophilyProfile:
     )
 
 
-def _duplicates(x: Tensor, edges: Tensor, num_nodes: int) -> DuplicateProfile:
+def _duplicates(x: Tensor, adjacency: sparse.csr_matrix) -> DuplicateProfile:
     of_features = np.concatenate([_hash_rows(block) for block in _blocks(x)])
-    targets = to_scipy_sparse_matrix(edges, num_nodes=num_nodes)
-    of_neighbors = _hash_rows(sparse.hstack([targets, targets.T], format="csr"))  # [N, 2N]
+    both_ways = sparse.hstack([adjacency, adjacency.T.tocsr()], format="csr")  # [N, 2N]
+    of_neighbors = _hash_rows(both_ways)
     # 0 is the hash of an empty row: nothing that two nodes could share
     featured, connected = of_features != 0, of_neighbors != 0
     of_both = _mix(of_features) + of_neighbors
@@ -517,9 +495,6 @@ def _advice_on_edges(
 
 
 def _advice_on_labels(labels: LabelProfile) -> Iterator[str]:
-    if labels.largest_share is None:
-        yield "No node has a label: a teacher cannot be trained here, only its logits be given."
-        return
     if labels.largest_share >= 0.5:
         largest = max(labels.counts, key=lambda name: labels.counts[name])
         yield (

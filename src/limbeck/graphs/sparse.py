@@ -20,7 +20,8 @@ def csr_tensor(indptr: Tensor, indices: Tensor, values: Tensor, size: tuple[int,
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(indptr, indices, values, size=size)
+        # the arrays come from our own code; checking them would cost more than the products do
+        return torch.sparse_csr_tensor(indptr, indices, values, size=size, check_invariants=False)
 
 
 def to_csr(dense: Tensor) -> Tensor:

@@ -110,7 +110,8 @@ def _edges(arrays: Arrays) -> Tensor:
     source = np.repeat(np.arange(len(counts)), counts)
     target = source + arrays["edge_span"].astype(np.int64)
     ends = torch.from_numpy(np.stack([source, target]))
-    return to_undirected(ends, num_nodes=len(counts))
+    both: Tensor = to_undirected(ends, num_nodes=len(counts))
+    return both
 
 
 def _lines(text: npt.NDArray[np.uint8]) -> list[str]:

@@ -16,7 +16,7 @@ from limbeck.graphs.view import View
 from limbeck.students.inputs import InputSpec, NodeInputs
 from limbeck.students.mlp import MLP, Norm
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.fit import Checkpoint, History
+from limbeck.training.loop import Checkpoint, History
 from limbeck.training.options import Options, preset
 
 PRESETS = Path(__file__).with_name("presets.yaml")

@@ -15,7 +15,7 @@ from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, Method, Share, inputs_of, validation_accuracy
 from limbeck.methods.losses import soft_target_loss
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.fit import Checkpoint, batches, fit
+from limbeck.training.loop import Checkpoint, batches, fit
 
 
 class GLNN(Method):

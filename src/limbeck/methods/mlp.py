@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, Method, inputs_of, validation_accuracy
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.fit import Checkpoint, batches, fit
+from limbeck.training.loop import Checkpoint, batches, fit
 
 
 class PlainMLP(Method):

@@ -215,14 +215,14 @@ class NodeStore:
         return self._ids if self._order is None else self._ids[self._order]
 
     def _rows_of_integers(self, ids: Any) -> npt.NDArray[np.int64]:
-        wanted = np.asarray(ids)
+        try:
+            wanted = np.asarray(ids)
+        except ValueError as error:  # lists of different lengths
+            raise _not_integers(ids) from error
         if wanted.size == 0:
             return np.empty(0, dtype=np.int64)
         if wanted.dtype.kind not in "iu" or wanted.ndim != 1:
-            raise RequestError(
-                f"nodes must be a list of integers, as the ids of the known nodes are; given "
-                f"{_shorten(ids)}."
-            )
+            raise _not_integers(ids)
         place, known = self._find_integers(wanted)
         if not known.all():
             raise self._unknown(int(wanted[np.argmin(known)]))
@@ -284,6 +284,13 @@ class NodeStore:
             f"unknown node {_shorten(node)}: {hint}The bundle knows {self.num_nodes:,} nodes; give "
             "the features of others as x."
         )
+
+
+def _not_integers(ids: Any) -> RequestError:
+    return RequestError(
+        f"nodes must be a list of integers, as the ids of the known nodes are; given "
+        f"{_shorten(ids)}."
+    )
 
 
 def _shorten(given: Any) -> str:

@@ -16,7 +16,7 @@ from limbeck.registry import resolve
 from limbeck.teachers.base import GNN, TeacherOptions
 from limbeck.teachers.cache import TeacherCache, key_of
 from limbeck.teachers.knowledge import Answers, FittedTeacher, Knowledge, ask
-from limbeck.training.fit import Checkpoint, History, batches, fit, seeded
+from limbeck.training.loop import Checkpoint, History, batches, fit, seeded
 from limbeck.training.options import preset
 from limbeck.training.sampler import NeighborSampler
 

@@ -1,0 +1,67 @@
+"""``limbeck bench``: a table of graphs, methods, settings and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.cli.options import split_names
+from limbeck.cli.output import console, say, show_json
+
+if TYPE_CHECKING:
+    from limbeck.evaluation.bench import Group
+
+
+def bench(
+    *,
+    out: Path,
+    config: Path | None = None,
+    graphs: str | None = None,
+    methods: str | None = None,
+    settings: str | None = None,
+    teachers: str | None = None,
+    seeds: int | None = None,
+    latency: bool | None = None,
+    data_root: str | None = None,
+    workers: int = 1,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Compute a table; what is already there is not computed again.
+
+    Writes runs.parquet (a row per run) and table.md into the folder.
+
+    Args:
+        out: Folder of the results.
+        config: YAML file with the options below, and method_options and teacher_options.
+        graphs: Data sets or folders of tables, separated by commas.
+        methods: Methods, separated by commas.
+        settings: Settings, separated by commas.
+        teachers: Teachers, separated by commas.
+        seeds: Number of seeds, from 0.
+        latency: Measure the exported students' latency.
+        data_root: Folder of the named data sets; LIMBECK_DATA by default.
+        workers: Processes that compute side by side.
+        json: Print the rows as JSON.
+        quiet: Show no progress.
+    """
+    from limbeck.evaluation.bench import Bench, run_bench
+    from limbeck.reports.tables import write_tables
+
+    lists = {"graphs": graphs, "methods": methods, "settings": settings, "teachers": teachers}
+    given: dict[str, Any] = {k: split_names(v) for k, v in lists.items() if v is not None}
+    single = {"seeds": seeds, "latency": latency, "data_root": data_root}
+    given.update({name: value for name, value in single.items() if value is not None})
+    plan = Bench.from_file(config, **given) if config else Bench(**given)
+
+    def report(group: Group, done: int, total: int) -> None:
+        if not quiet:
+            say(f"[{done}/{total}] {group}")
+
+    table = run_bench(plan, out, workers=workers, on_group=report)
+    rows = table.to_pylist()
+    terminal = write_tables(rows, out / "table.md")
+    if json:
+        show_json(rows)
+    else:
+        console().print(terminal)

@@ -1,0 +1,112 @@
+"""``limbeck distill``: one graph, one teacher, one method, one bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from limbeck.cli.options import GraphSource, parse_settings
+from limbeck.cli.output import percent, say, show_json, show_table
+from limbeck.errors import OptionError
+
+if TYPE_CHECKING:
+    from limbeck import Run, View
+
+
+def distill(
+    *,
+    source: GraphSource | None = None,
+    out: Path,
+    method: str = "glnn",
+    teacher: str | None = None,
+    teacher_file: Path | None = None,
+    logits: Path | None = None,
+    setting: str = "transductive",
+    seed: int = 0,
+    unseen: float = 0.2,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
+    teacher_set: Annotated[tuple[str, ...], Parameter(name="--teacher-set", negative="")] = (),
+    latency: bool = True,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train a teacher, distil it into a student, score both and write the student's bundle.
+
+    An interrupted command goes on where it stopped when it is given again.
+
+    Args:
+        source: Which graph.
+        out: Folder of the bundle.
+        method: Name of a method (limbeck methods).
+        teacher: Name of a teacher (limbeck teachers); sage by default.
+        teacher_file: A trained module of your own, saved with torch.save(module, path).
+        logits: A teacher's logits: .npy, .npz, .pt or .parquet.
+        setting: transductive, inductive, production or cold-start.
+        seed: Seed of the split, the teacher and the student.
+        unseen: Share of test nodes that training never sees.
+        set_: Hyper-parameter of the method, NAME=VALUE; may be repeated.
+        teacher_set: Hyper-parameter of the teacher, NAME=VALUE; may be repeated.
+        latency: Measure the student's latency for the bundle.
+        json: Print one JSON document.
+        quiet: Show no progress.
+    """
+    import limbeck
+    from limbeck.runtime.bundle import check_target
+    from limbeck.runtime.latency import measure_latency
+
+    check_target(out)
+    chosen = limbeck.make_method(method, (source or GraphSource()).graph or "", **parse_settings(set_))
+    _check_teacher(teacher, teacher_file, logits)
+    graph = (source or GraphSource()).load()
+    view = limbeck.view(graph, setting, seed, unseen=unseen)
+    progress = not quiet
+    known: Any
+    if logits is not None:
+        known = limbeck.knowledge_from(logits)
+    elif teacher_file is not None:
+        known = limbeck.Teacher.from_file(teacher_file)
+    else:
+        options = parse_settings(teacher_set)
+        known = limbeck.fit_teacher(view, teacher or "sage", seed, progress=progress, **options)
+    run = limbeck.distill(view, known, chosen, seed, progress=progress, resume=True)
+    if progress:
+        say("writing the bundle" + (" and measuring its latency" if latency else ""))
+    path = run.save(out, latency=measure_latency if latency else None)
+    if json:
+        show_json(_document(run, path))
+    else:
+        _show(run, view, path)
+
+
+def _check_teacher(teacher: str | None, teacher_file: Path | None, logits: Path | None) -> None:
+    given = {"--teacher": teacher, "--teacher-file": teacher_file, "--logits": logits}
+    named = [option for option, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise OptionError(f"options {' and '.join(named)} name two teachers: give one of them.")
+
+
+def _document(run: Run, path: Path) -> dict[str, Any]:
+    return {
+        "bundle": str(path),
+        "scores": run.scores,
+        "method": run.method.name,
+        "options": run.method.model_dump(mode="json"),
+        "teacher": None if run.teacher is None else run.teacher.name,
+        "setting": run.view.setting,
+        "graph": run.view.info.name,
+        "seed": run.seed,
+        "epochs": len(run.history.val_score),
+        "train_seconds": run.history.seconds,
+    }
+
+
+def _show(run: Run, view: View, path: Path) -> None:
+    scores = {who: figures for who, figures in run.scores.items() if figures is not None}
+    rows = []
+    for name in ("val_accuracy", "test_accuracy", "test_macro_f1", "ece", "agreement"):
+        rows.append([name, *[percent(figures.get(name)) for figures in scores.values()]])
+    where = f"{view.info.name}, {view.setting}, seed {view.seed}"
+    columns = ("%", *[run.method.name if who == "student" else who for who in scores])
+    show_table(f"{run.method.name} on {where}", columns, rows, f"bundle: {path}")

@@ -1,0 +1,399 @@
+"""Tables: graphs × methods × settings × teachers × seeds, each cell computed once.
+
+A *cell* is one training of one method (or of the teacher itself) and gives one row per setting
+that shares its cut, so inductive, production and cold-start come from the same student. Each
+finished cell is a small Parquet file; a table that is asked for again computes only what is
+missing, and ``runs.parquet`` is all rows together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from pydantic import Field, field_validator
+
+import limbeck
+from limbeck.errors import OptionError, OutputError, unknown_name
+from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
+from limbeck.evaluation.protocol import Run, distill
+from limbeck.graphs.load import load_graph
+from limbeck.graphs.view import SETTINGS, View, make_view
+from limbeck.methods import make_method
+from limbeck.registry import names
+from limbeck.runtime.latency import measure_latency
+from limbeck.runtime.predictor import load_bundle
+from limbeck.teachers.cache import TeacherCache
+from limbeck.teachers.fit import fit_teacher, teacher_options
+from limbeck.training.options import Options
+
+logger = logging.getLogger(__name__)
+
+TEACHER = "teacher"
+LATENCY_SECONDS = 1.0
+
+SCHEMA = pa.schema(
+    [
+        ("graph", pa.string()),
+        ("setting", pa.string()),
+        ("seed", pa.int64()),
+        ("teacher", pa.string()),
+        ("method", pa.string()),
+        ("val_accuracy", pa.float64()),
+        ("test_accuracy", pa.float64()),
+        ("test_macro_f1", pa.float64()),
+        ("test_roc_auc", pa.float64()),
+        ("agreement", pa.float64()),
+        ("ece", pa.float64()),
+        ("brier", pa.float64()),
+        ("cut_consistency", pa.float64()),
+        ("parameters", pa.int64()),
+        ("train_seconds", pa.float64()),
+        ("epochs", pa.int64()),
+        ("peak_mb", pa.float64()),
+        ("latency_us_b1", pa.float64()),
+        ("latency_us_b256", pa.float64()),
+        ("num_test_nodes", pa.int64()),
+        ("slices", pa.string()),
+        ("options", pa.string()),
+    ]
+)
+
+
+class Bench(Options):
+    """What a table holds.
+
+    Args:
+        graphs: Names of data sets or folders of tables.
+        methods: Names of methods; a name may carry options in ``method_options``.
+        settings: Names of settings.
+        teachers: Names of teachers.
+        seeds: Number of seeds, counted from 0, or the seeds themselves.
+        method_options: Options per method that differ from its presets.
+        teacher_options: Options per teacher that differ from its presets.
+        unseen: Share of test nodes cut away in all settings but the transductive one.
+        latency: Measure the exported student's latency, once per graph and method.
+        data_root: Folder of the named data sets; ``LIMBECK_DATA`` by default.
+    """
+
+    graphs: tuple[str, ...] = Field(min_length=1)
+    methods: tuple[str, ...] = Field(default=("mlp", "glnn"), min_length=1)
+    settings: tuple[str, ...] = Field(default=("transductive",), min_length=1)
+    teachers: tuple[str, ...] = Field(default=("sage",), min_length=1)
+    seeds: tuple[int, ...] = Field(default=tuple(range(10)), min_length=1)
+    method_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    teacher_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    unseen: float = Field(default=0.2, gt=0, lt=1)
+    latency: bool = True
+    data_root: str | None = None
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_or_list(cls, seeds: Any) -> Any:
+        if isinstance(seeds, int) and not isinstance(seeds, bool):
+            if seeds < 1:
+                raise ValueError("at least one seed is needed")
+            return tuple(range(seeds))
+        return seeds
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], **changes: Any) -> Bench:
+        """Read a YAML file; options given beside it win.
+
+        Raises:
+            OptionError: The file cannot be read, or an option in it is wrong.
+        """
+        try:
+            with open(path, encoding="utf-8") as stream:
+                document = yaml.safe_load(stream)
+        except OSError as error:
+            raise OptionError(f"{path}: the file cannot be read ({error.strerror}).") from None
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise OptionError(f"{path}: not a YAML file that can be read ({reason}).") from None
+        if not isinstance(document, dict):
+            raise OptionError(f"{path}: expected options with names, such as 'graphs: [cora]'.")
+        try:
+            return cls(**{**document, **changes})
+        except OptionError as error:
+            raise OptionError(f"{path}: {error}") from None
+
+    def check_names(self) -> None:
+        """Look every name and option up before anything is trained.
+
+        Raises:
+            OptionError: A name or option is unknown, or a value out of range.
+        """
+        for setting in self.settings:
+            if setting not in SETTINGS:
+                raise unknown_name("setting", setting, SETTINGS)
+        for kind, chosen, options in (
+            ("method", self.methods, self.method_options),
+            ("teacher", self.teachers, self.teacher_options),
+        ):
+            for name in [*chosen, *options]:
+                if name not in names(kind):
+                    raise unknown_name(kind, name, names(kind))
+        for graph in self.graphs:
+            for name in self.methods:
+                make_method(name, graph, **self.method_options.get(name, {}))
+            for name in self.teachers:
+                teacher_options(name, graph, **self.teacher_options.get(name, {}))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that share a graph, a cut, a seed and a teacher, and so one trained teacher."""
+
+    graph: str
+    settings: tuple[str, ...]
+    seed: int
+    teacher: str
+
+    def __str__(self) -> str:
+        return f"{self.graph} {self.settings[0]} {self.teacher} seed {self.seed}"
+
+
+def groups(bench: Bench) -> Iterator[Group]:
+    """All groups of a table, seed by seed, so that an early stop leaves whole seeds."""
+    whole = tuple(s for s in bench.settings if s == "transductive")
+    cut = tuple(s for s in bench.settings if s != "transductive")
+    for seed in bench.seeds:
+        for graph in bench.graphs:
+            for teacher in bench.teachers:
+                for settings in (whole, cut):
+                    if settings:
+                        yield Group(graph, settings, seed, teacher)
+
+
+def run_bench(
+    bench: Bench,
+    out: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    on_group: Callable[[Group, int, int], None] | None = None,
+) -> pa.Table:
+    """Compute what is missing of a table and return all its rows.
+
+    Args:
+        bench: What the table holds.
+        out: Folder of the results: ``cells/``, ``bench.json`` and ``runs.parquet``.
+        workers: Processes that compute groups side by side; each uses its share of the cores.
+        on_group: Called after each group with it, the number done and their total.
+
+    Returns:
+        The rows of this table, also those computed earlier.
+
+    Raises:
+        OptionError: A name or option is wrong; found before anything is trained.
+        OutputError: ``out`` holds something else or cannot be written.
+    """
+    bench.check_names()
+    folder = _prepare(Path(out))
+    plan = list(groups(bench))
+    done = 0
+    for group in _compute(bench, folder, plan, workers):
+        done += 1
+        if on_group is not None:
+            on_group(group, done, len(plan))
+    table = collect(bench, folder)
+    _write_parquet(table, folder / "runs.parquet")
+    return table
+
+
+def collect(bench: Bench, folder: Path) -> pa.Table:
+    """The rows of a table that have been computed so far."""
+    files = [
+        path
+        for group in groups(bench)
+        for method in (TEACHER, *bench.methods)
+        if (path := _cell_path(bench, folder, group, method)).is_file()
+    ]
+    if not files:
+        return SCHEMA.empty_table()
+    wanted = set(bench.settings)
+    table = pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])
+    keep = [setting in wanted for setting in table["setting"].to_pylist()]
+    return table.filter(pa.array(keep))
+
+
+def _compute(bench: Bench, folder: Path, plan: list[Group], workers: int) -> Iterator[Group]:
+    todo = [group for group in plan if _missing(bench, folder, group)]
+    yield from (group for group in plan if group not in todo)
+    if workers == 1 or len(todo) <= 1:
+        for group in todo:
+            run_group(bench, folder, group)
+            yield group
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        pending: dict[Future[None], Group] = {
+            pool.submit(run_group, bench, folder, group): group for group in todo
+        }
+        try:
+            while pending:
+                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    group = pending.pop(future)
+                    future.result()
+                    yield group
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_group(bench: Bench, folder: Path, group: Group) -> None:
+    """Compute the missing cells of a group and write each as soon as it is done."""
+    graph = load_graph(group.graph, data_root=bench.data_root)
+    view = make_view(graph, group.settings[0], group.seed, unseen=bench.unseen)
+    reset_peak_memory()
+    teacher = fit_teacher(
+        view,
+        group.teacher,
+        group.seed,
+        cache=TeacherCache(),
+        **bench.teacher_options.get(group.teacher, {}),
+    )
+    teacher_peak = peak_memory_mb()
+    for name in _missing(bench, folder, group):
+        if name == TEACHER:
+            continue
+        method = make_method(name, group.graph, **bench.method_options.get(name, {}))
+        reset_peak_memory()
+        run = distill(view, teacher, method, group.seed)
+        peak = peak_memory_mb()
+        latency = _latency(bench, folder, group, run) if bench.latency else {}
+        rows = []
+        teacher_rows = []
+        for setting in group.settings:
+            there = run.in_setting(setting)
+            rows.append(
+                {
+                    **_row(group, setting, name, there.scores["student"]),
+                    "parameters": sum(p.numel() for p in run.student.parameters()),
+                    "train_seconds": run.history.seconds,
+                    "epochs": len(run.history.val_score),
+                    "peak_mb": peak,
+                    "options": json.dumps(method.model_dump(mode="json"), sort_keys=True),
+                    **latency,
+                }
+            )
+            teacher_rows.append(
+                {
+                    **_row(group, setting, TEACHER, there.scores["teacher"]),
+                    "parameters": teacher.num_parameters,
+                    "train_seconds": teacher.train_seconds,
+                    "peak_mb": teacher_peak,
+                    "options": json.dumps(teacher.options, sort_keys=True),
+                }
+            )
+        _write_cell(_cell_path(bench, folder, group, TEACHER), teacher_rows)
+        _write_cell(_cell_path(bench, folder, group, name), rows)
+
+
+def _row(group: Group, setting: str, method: str, scores: dict[str, Any]) -> dict[str, Any]:
+    columns = set(SCHEMA.names) - {"slices"}
+    return {
+        "graph": group.graph,
+        "setting": setting,
+        "seed": group.seed,
+        "teacher": group.teacher,
+        "method": method,
+        **{name: value for name, value in scores.items() if name in columns},
+        "slices": json.dumps(scores["slices"], sort_keys=True),
+    }
+
+
+def _latency(bench: Bench, folder: Path, group: Group, run: Run) -> dict[str, float]:
+    """Latency of the exported student: that of a shape, so measured once per graph and method."""
+    digest = _digest(
+        [group.graph, run.method.name, run.method.model_dump(mode="json"), type(run.student).__name__]
+    )
+    file = folder / "latency" / f"{digest}.json"
+    if not file.is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            bundle = run.save(Path(scratch) / "bundle")
+            figures = measure_latency(load_bundle(bundle), (1, 256), seconds=LATENCY_SECONDS)
+        file.parent.mkdir(exist_ok=True)
+        _write_text(file, json.dumps(figures))
+    figures = json.loads(file.read_text())
+    return {f"latency_us_b{size}": figures["x"][str(size)]["p50_us"] for size in (1, 256)}
+
+
+def _missing(bench: Bench, folder: Path, group: Group) -> list[str]:
+    cells = [TEACHER, *bench.methods]
+    missing = [name for name in cells if not _cell_path(bench, folder, group, name).is_file()]
+    # the teacher's row is scored beside a student, so one of them must be there
+    return [*bench.methods[:1], *missing] if missing == [TEACHER] else missing
+
+
+def _cell_path(bench: Bench, folder: Path, group: Group, name: str) -> Path:
+    """File of a cell; its name holds everything that the result depends on."""
+    method = (
+        {}
+        if name == TEACHER
+        else make_method(name, group.graph, **bench.method_options.get(name, {})).model_dump()
+    )
+    teacher = teacher_options(
+        group.teacher, group.graph, **bench.teacher_options.get(group.teacher, {})
+    )
+    digest = _digest(
+        [group.graph, group.settings, group.seed, name, method, teacher.model_dump(), bench.unseen]
+    )
+    plain = group.graph.replace("/", "-").replace(":", "-")
+    cut = "whole" if group.settings[0] == "transductive" else "cut"
+    return folder / "cells" / f"{plain}.{cut}.{group.teacher}.{group.seed}.{name}.{digest}.parquet"
+
+
+def _digest(parts: list[Any]) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _prepare(folder: Path) -> Path:
+    marker = folder / "bench.json"
+    if folder.exists() and not marker.is_file() and any(folder.iterdir()):
+        raise OutputError(
+            f"{folder} exists and holds no table of Limbeck: choose another folder for 'out'."
+        )
+    try:
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        _write_text(marker, json.dumps({"limbeck": limbeck.__version__}))
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror}).") from None
+    return folder
+
+
+def _write_cell(path: Path, rows: list[dict[str, Any]]) -> None:
+    if not path.is_file():
+        _write_parquet(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    aside = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        pq.write_table(table, aside)
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}).") from None
+
+
+def _write_text(path: Path, text: str) -> None:
+    aside = path.with_suffix(f".{os.getpid()}.part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

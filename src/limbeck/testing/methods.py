@@ -1,0 +1,157 @@
+"""What every method must do."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from limbeck.errors import OptionError
+from limbeck.evaluation.protocol import Run, distill
+from limbeck.graphs.sparse import is_csr, to_csr
+from limbeck.graphs.view import View, make_view
+from limbeck.methods import Method
+from limbeck.students.inputs import NodeInputs
+from limbeck.teachers.own import knowledge_from
+from limbeck.testing.graphs import small_graph
+from limbeck.testing.students import check_student
+
+
+def check_method(method: Method) -> None:
+    """Run the battery over a method, on small graphs.
+
+    Determinism for a seed, other weights for another; no leakage of test labels or of unseen
+    nodes; every setting; dense and sparse features; isolated nodes and a graph without edges among
+    the observed; the student's own battery; an unknown option is rejected.
+
+    Args:
+        method: The method with its hyper-parameters; a small network and few epochs will do.
+
+    Raises:
+        AssertionError: The method breaks a rule; the message says which.
+    """
+    _check_options(method)
+    for sparse in (False, True):
+        graph = small_graph(sparse=sparse)
+        for setting in ("transductive", "inductive"):
+            run = _distill(method, graph, setting)
+            _check_run(run)
+            _check_determinism(method, graph, setting, run)
+            _check_leakage(method, graph, setting, run)
+    _check_run(_distill(method, _without_edges(small_graph()), "inductive"))
+    inputs = NodeInputs(x=small_graph().x)
+    check_student(_distill(method, small_graph(), "transductive").student, inputs, 3)
+
+
+def _check_options(method: Method) -> None:
+    try:
+        method.replace(no_such_option=1)
+    except OptionError:
+        pass
+    else:
+        raise AssertionError("an unknown option is accepted")
+    try:
+        method.max_epochs = 1
+    except (AttributeError, ValueError):
+        pass
+    else:
+        raise AssertionError("the method is not frozen")
+    assert type(method)(**method.model_dump()) == method, "options do not survive a round trip"
+
+
+def _check_run(run: Run) -> None:
+    scores = run.scores["student"]
+    assert 0 <= scores["test_accuracy"] <= 1, "the student has no test accuracy"
+    assert not run.student.training, "the student is left in training mode"
+    if run.view.has_unseen:
+        for setting in ("inductive", "production", "cold-start"):
+            accuracy = run.in_setting(setting).scores["student"]["test_accuracy"]
+            assert 0 <= accuracy <= 1, f"no score in the setting {setting!r}"
+
+
+def _check_determinism(method: Method, graph: Data, setting: str, run: Run) -> None:
+    again = _distill(method, graph, setting)
+    assert same_weights(run, again), "the same seed gives other weights"
+    assert not same_weights(run, _distill(method, graph, setting, seed=1)), (
+        "another seed gives the same weights"
+    )
+
+
+def _check_leakage(method: Method, graph: Data, setting: str, run: Run) -> None:
+    view = run.view
+    assert same_weights(run, _distill(method, with_other_test_labels(graph, view), setting)), (
+        "test labels change the student"
+    )
+    if view.has_unseen:
+        changed = with_noise_on_unseen(graph, view)
+        assert same_weights(run, _distill(method, changed, setting)), (
+            "features or edges of unseen nodes change the student"
+        )
+
+
+def with_other_test_labels(graph: Data, view: View) -> Data:
+    """The graph with the labels of all test nodes replaced, its split kept."""
+    nodes = view.nodes[torch.cat([view.test_observed, view.test_unseen])]
+    changed = _with_fixed_split(graph, view)
+    changed.y = graph.y.clone()
+    changed.y[nodes] = (changed.y[nodes] + 1) % view.num_classes
+    return changed
+
+
+def with_noise_on_unseen(graph: Data, view: View) -> Data:
+    """The graph with noise for the features of unseen nodes, and with other edges to them."""
+    unseen = view.nodes[view.test_unseen]
+    changed = _with_fixed_split(graph, view)
+    x = graph.x.to_dense().clone()
+    generator = torch.Generator().manual_seed(1)
+    x[unseen] = (torch.rand(x[unseen].shape, generator=generator) > 0.5).float()
+    changed.x = to_csr(x) if is_csr(graph.x) else x
+    kept = ~torch.isin(graph.edge_index, unseen).any(0)
+    new = torch.stack([unseen, unseen.roll(1)])
+    changed.edge_index = torch.cat([graph.edge_index[:, kept], new, new.flip(0)], dim=1)
+    return changed
+
+
+def same_weights(one: Run, other: Run) -> bool:
+    """Whether two students are equal to the bit."""
+    theirs: dict[str, Tensor] = other.student.state_dict()
+    mine: dict[str, Tensor] = one.student.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
+def _with_fixed_split(graph: Data, view: View) -> Data:
+    """A copy whose split is written down, so that changed labels cannot move it."""
+    changed = graph.clone()
+    parts = {
+        "train": view.train,
+        "val": view.val,
+        "test": torch.cat([view.test_observed, view.test_unseen]),
+    }
+    for name, nodes in parts.items():
+        mask = torch.zeros(len(view.nodes), dtype=torch.bool)
+        mask[view.nodes[nodes]] = True
+        changed[f"{name}_mask"] = mask
+    changed.info = dataclasses.replace(graph.info, split="fixed")
+    return changed
+
+
+def _without_edges(graph: Data) -> Data:
+    changed = graph.clone()
+    changed.edge_index = graph.edge_index[:, :0]
+    return changed
+
+
+def _distill(method: Method, graph: Data, setting: str, seed: int = 0) -> Run:
+    """Distil noisy labels, so that the battery needs no trained teacher."""
+    view = _same_view(graph, setting)
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(int(graph.num_nodes or 0), 3, generator=generator)
+    arguments: dict[str, Any] = {"method": method, "seed": seed}
+    return distill(view, knowledge_from(logits), **arguments)
+
+
+def _same_view(graph: Data, setting: str) -> View:
+    return make_view(graph, setting, 0)

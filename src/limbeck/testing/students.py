@@ -1,0 +1,71 @@
+"""What every student must do."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from limbeck.export.onnx import to_onnx
+from limbeck.runtime.kernel import OnnxKernel
+from limbeck.students.inputs import NodeInputs
+
+PARITY = 1e-5
+
+
+def check_student(student: torch.nn.Module, inputs: NodeInputs, num_classes: int) -> None:
+    """Run the battery over a student.
+
+    Shape and type of the answer; batches of one and of none; a node's answer does not depend on
+    the other nodes of the batch; eval mode is deterministic; a state dict round trip; the exported
+    model answers as torch does, to 1e-5 in probability.
+
+    Args:
+        student: The student.
+        inputs: Inputs of at least four nodes.
+        num_classes: Number of classes ``C``.
+
+    Raises:
+        AssertionError: The student breaks a rule; the message says which.
+    """
+    student.eval()
+    names = [spec.name for spec in student.inputs]
+    assert names, "the student declares no inputs"
+    with torch.no_grad():
+        logits = student(inputs)
+        assert logits.shape == (len(inputs), num_classes), f"logits have shape {logits.shape}"
+        assert logits.dtype == torch.float32, f"logits are {logits.dtype}, not float32"
+        assert torch.isfinite(logits).all(), "logits are not finite"
+        assert torch.equal(logits, student(inputs)), "eval mode is not deterministic"
+        one = student(inputs.take(torch.tensor([2])))
+        torch.testing.assert_close(one[0], logits[2], rtol=1e-4, atol=1e-5)
+        assert student(inputs.take(torch.tensor([], dtype=torch.int64))).shape == (0, num_classes)
+        order = torch.arange(len(inputs)).flip(0)
+        torch.testing.assert_close(student(inputs.take(order)), logits[order], rtol=1e-4, atol=1e-5)
+    _check_state(student, inputs, logits)
+    _check_export(student, inputs, logits)
+
+
+def _check_state(student: torch.nn.Module, inputs: NodeInputs, logits: torch.Tensor) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.pt"
+        torch.save(student.state_dict(), path)
+        state = torch.load(path, weights_only=True)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+        student.load_state_dict(state)
+        assert torch.equal(student(inputs), logits), "a state dict does not restore the student"
+    for name, value in state.items():
+        floating = value.is_floating_point()
+        assert not floating or value.dtype == torch.float32, f"{name} is {value.dtype}"
+
+
+def _check_export(student: torch.nn.Module, inputs: NodeInputs, logits: torch.Tensor) -> None:
+    x = inputs.x.to_dense().numpy()
+    kernel = OnnxKernel(to_onnx(student, None), x.shape[1], logits.shape[1], "the exported model")
+    answer = torch.from_numpy(np.asarray(kernel(x)))
+    error = float((answer.softmax(1) - logits.softmax(1)).abs().max())
+    assert error <= PARITY, f"the exported model differs from torch by {error:.1e}"

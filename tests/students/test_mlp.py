@@ -1,0 +1,68 @@
+"""The MLP student."""
+
+import pytest
+import torch
+
+from limbeck.graphs.sparse import to_csr
+from limbeck.students import MLP, NodeInputs
+from limbeck.testing import check_student
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+def test_conforms(num_layers, norm):
+    torch.manual_seed(0)
+    student = MLP(6, 8, 3, num_layers, norm, dropout=0.5, input_dropout=0.2)
+    student(NodeInputs(torch.randn(10, 6)))  # moves batch norm away from its start
+    check_student(student, NodeInputs(torch.randn(12, 6)), 3)
+
+
+def test_two_layers_by_hand():
+    student = MLP(2, 2, 2)
+    with torch.no_grad():
+        student.lins[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+        student.lins[0].bias.copy_(torch.tensor([0.0, 1.0]))
+        student.lins[1].weight.copy_(torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
+        student.lins[1].bias.copy_(torch.tensor([0.5, 0.0]))
+    # x = (2, 3): hidden (2, -2) → ReLU (2, 0) → logits (2.5, 0)
+    # x = (0, 0): hidden (0, 1) → logits (2.5, 3)
+    logits = student(NodeInputs(torch.tensor([[2.0, 3.0], [0.0, 0.0]])))
+    torch.testing.assert_close(logits, torch.tensor([[2.5, 0.0], [2.5, 3.0]]))
+    torch.testing.assert_close(
+        student.hidden(NodeInputs(torch.tensor([[2.0, 3.0]]))), torch.tensor([[2.0, -2.0]])
+    )
+
+
+def test_sparse_features_train_like_dense_ones():
+    x = (torch.rand(30, 12) < 0.2).float()
+    grads = []
+    for rows in (x, to_csr(x)):
+        torch.manual_seed(1)
+        student = MLP(12, 8, 3)
+        student(NodeInputs(rows)).square().sum().backward()
+        grads.append(student.lins[0].weight.grad)
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_input_dropout_keeps_the_mean_and_the_layout():
+    x = to_csr((torch.rand(200, 50) < 0.3).float())
+    student = MLP(50, 4, 2, num_layers=1, input_dropout=0.5)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        student.lins[0].weight.fill_(1.0)
+        student.lins[0].bias.zero_()
+        kept = student(NodeInputs(x))[:, 0].mean()
+    assert float(kept) == pytest.approx(float(x.values().sum() / 200), rel=0.05)
+
+
+def test_repr_and_inputs():
+    student = MLP(5, 8, 3, num_layers=3)
+    assert repr(student) == "MLP(5, 3, num_layers=3)"
+    assert [(spec.name, spec.width) for spec in student.inputs] == [("x", 5)]
+
+
+def test_reset_parameters_gives_a_fresh_start():
+    student = MLP(5, 8, 3, norm="batch")
+    before = student.lins[0].weight.clone()
+    student.reset_parameters()
+    assert not torch.equal(before, student.lins[0].weight)
