@@ -90,7 +90,7 @@ def in_child(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def report(rows: list[str], num_nodes: int, num_edges: int) -> str:
+def report(rows: list[str], num_nodes: int, num_edges: int, load: float) -> str:
     packages = ("pyarrow", "numpy", "torch", "torch-geometric")
     versions = {"Python": platform.python_version(), **{name: version(name) for name in packages}}
     command = f"python benchmarks/tables.py --nodes {num_nodes} --edges {num_edges}"
@@ -105,7 +105,8 @@ def report(rows: list[str], num_nodes: int, num_edges: int) -> str:
         "|---|---|---|---|---|---|---|",
         *rows,
         "",
-        f"`{command}`, seed {SEED}, {os.cpu_count()} cores, {platform.machine()}; "
+        f"`{command}`, seed {SEED}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"load of the machine at the start {load:.1f}; "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
         + ".",
         "",
@@ -134,12 +135,13 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(*options.measure)))
         return
+    load = os.getloadavg()[0]  # seconds mean little where others compute at the same time
     rows = []
     for id_type in ("int64", "text"):
         for extension in WRITERS:
             rows.append(measure_pair(extension, id_type, sizes))
             print(rows[-1], flush=True)
-    text = report(rows, *sizes)
+    text = report(rows, *sizes, load)
     RESULT.parent.mkdir(exist_ok=True)
     aside = RESULT.with_suffix(".partial")
     aside.write_text(text)

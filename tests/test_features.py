@@ -171,9 +171,9 @@ def test_options_of_fit_are_checked() -> None:
         FeatureEncoder.fit(table, [], where="nodes.csv")
     with pytest.raises(GraphError, match=r"no column 'agee' in nodes.csv: did you mean 'age'"):
         fit(table, columns=["agee"])
-    with pytest.raises(GraphError, match="no column 'color'.*did you mean 'colour'"):
+    with pytest.raises(GraphError, match=r"no column 'color'.*did you mean 'colour'"):
         fit(table, ("color",))
-    with pytest.raises(GraphError, match="'age' of nodes.csv is double, expected text or whole"):
+    with pytest.raises(GraphError, match=r"'age' of nodes.csv is double, expected text or whole"):
         fit(table, ("age", "colour"))
 
 

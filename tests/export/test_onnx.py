@@ -1,4 +1,3 @@
-import itertools
 import logging
 import warnings
 
@@ -34,10 +33,14 @@ def make_scaling() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.linspace(-100, 2000, WIDTH), torch.linspace(0.5, 300, WIDTH)
 
 
+# every depth, norm and scaling, and every pair of a norm and scaling; an export takes half a second
 VARIANTS = [
     (1, "none", False),
     (1, "none", True),
-    *itertools.product((2, 3), ("none", "batch", "layer"), (False, True)),
+    (2, "batch", True),
+    (2, "layer", False),
+    (3, "batch", False),
+    (3, "layer", True),
 ]
 
 
@@ -71,24 +74,18 @@ def test_model_is_small_plain_and_the_same_twice() -> None:
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
-def test_student_is_left_as_it_is() -> None:
-    student = make_student(2, "batch")
-    before = {name: value.clone() for name, value in student.state_dict().items()}
-    to_onnx(student)
-    assert student.training
-    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
-
-
-def test_nothing_is_said(
+def test_the_student_is_left_as_it_is_and_nothing_is_said(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    student = make_student(2, "batch")
+    before = {name: value.clone() for name, value in student.state_dict().items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        to_onnx(make_student())
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err == ""
-    assert caplog.record_tuples == []
+        to_onnx(student)
+    assert student.training
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
     # and only for that long
     assert logging.getLogger("torch.onnx._internal.exporter._registration").filters == []
 

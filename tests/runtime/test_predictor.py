@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
@@ -96,6 +97,21 @@ def test_a_model_that_does_not_fit(write_tiny: Callable[..., Path], model: bytes
     assert student.predict(["a"]).tolist() == ["art"]  # known nodes need no model
     with pytest.raises(BundleError, match=r"model\.onnx"):
         student.predict(x=X)
+
+
+def test_a_model_cannot_read_other_files(
+    write_tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load_from_string(linear_model())
+    (tmp_path / "secret").write_bytes(WEIGHT.tobytes())
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "secret"), ("offset", "0"), ("length", "24")):
+        weight.external_data.add(key=key, value=value)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match=r"model\.onnx is not a model"):
+        load_bundle(write_tiny(model=model.SerializeToString())).predict(x=X)
 
 
 def test_tables_need_an_encoder(write_tiny: Callable[..., Path]) -> None:

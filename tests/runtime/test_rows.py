@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -101,6 +101,7 @@ def test_refused(x: object, message: str) -> None:
         check_rows(x, 3)
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(
         np.float32,
@@ -113,6 +114,7 @@ def test_dense_and_csr_say_the_same(x: np.ndarray) -> None:
     np.testing.assert_array_equal(rows.dense(0, len(x)), x)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),

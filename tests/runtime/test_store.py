@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundle import X, tiny_parts
 
@@ -21,6 +21,7 @@ def make_store(ids: Any, x: Any = None) -> NodeStore:
     return NodeStore(store_arrays(ids, x, logits), len(ids), width=3, num_classes=2)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=30), st.randoms())
 def test_integer_ids_are_found(ids: list[int], random: Any) -> None:
     store = make_store(ids)
@@ -32,6 +33,7 @@ def test_integer_ids_are_found(ids: list[int], random: Any) -> None:
 
 
 # no surrogates: they have no UTF-8 form
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), unique=True, max_size=20))
 def test_text_ids_are_found(ids: list[str]) -> None:
     store = make_store(ids)

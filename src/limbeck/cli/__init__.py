@@ -18,6 +18,8 @@ app = App(
     name="limbeck",
     help="Distil a graph neural network into a student that answers in microseconds.",
     version=limbeck.__version__,
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 app.command(demo.demo)
 app.command(datasets.datasets)

@@ -46,7 +46,9 @@ def bench(
         quiet: Show no progress.
     """
     from limbeck.evaluation.bench import Bench, run_bench
-    from limbeck.reports.tables import write_tables
+    from limbeck.evaluation.compare import compare
+    from limbeck.reports.tables import differences_to_terminal, standings_to_terminal
+    from limbeck.reports.tables import to_markdown, to_terminal
 
     lists = {"graphs": graphs, "methods": methods, "settings": settings, "teachers": teachers}
     given: dict[str, Any] = {k: split_names(v) for k, v in lists.items() if v is not None}
@@ -59,9 +61,13 @@ def bench(
             say(f"[{done}/{total}] {group}")
 
     table = run_bench(plan, out, workers=workers, on_group=report)
-    rows = table.to_pylist()
-    terminal = write_tables(rows, out / "table.md")
+    comparison = compare(table)
+    (out / "table.md").write_text(to_markdown(comparison), encoding="utf-8")
     if json:
-        show_json(rows)
-    else:
-        console().print(terminal)
+        show_json(table.to_pylist())
+        return
+    out_console = console()
+    out_console.print(to_terminal(comparison))
+    for reference in comparison.differences:
+        out_console.print(differences_to_terminal(comparison, reference))
+    out_console.print(standings_to_terminal(comparison))

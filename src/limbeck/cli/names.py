@@ -47,11 +47,10 @@ def _show(kind: str, name: str | None, *, as_json: bool) -> None:
 def _describe(name: str, options: Any) -> dict[str, Any]:
     schema = options.model_json_schema()
     meanings = _meanings(options)
-    summary = (options.__doc__ or "").strip().splitlines()[0].replace(":class:", "").replace("`", "")
     return {
         "name": name,
-        "title": getattr(options, "title", summary),
-        "paper": getattr(options, "paper", None),
+        "title": options.title,
+        "paper": options.paper,
         "options": [
             {
                 "name": key,
@@ -66,15 +65,15 @@ def _describe(name: str, options: Any) -> dict[str, Any]:
 
 def _meanings(options: Any) -> dict[str, str]:
     """Meaning of each option, from the ``Args`` of the class and of those above it."""
-    from docstring_parser import parse
+    from docstring_parser import DocstringStyle, parse
 
     meanings: dict[str, str] = {}
     for cls in reversed(options.__mro__):
         if cls.__module__.startswith("pydantic") or cls is object:
             continue
-        for parameter in parse(cls.__doc__ or "").params:
+        for parameter in parse(cls.__doc__ or "", DocstringStyle.GOOGLE).params:
             text = " ".join((parameter.description or "").split())
-            meanings[parameter.arg_name] = text.replace("``", "").replace(":math:", "")
+            meanings[parameter.arg_name] = text.replace("``", "").replace(":math:", "").replace("`", "")
     return meanings
 
 

@@ -83,6 +83,8 @@ def _predict_file(student: Any, path: Path) -> Any:
         except (OSError, ValueError) as error:
             raise OptionError(f"{path}: features cannot be read ({error}).") from None
         return student.predict_proba(x=rows)
-    from limbeck.features import read_table
+    from limbeck.graphs.table_files import open_table
 
-    return student.predict_proba_table(read_table(path), where=str(path))
+    columns = [column["name"] for column in (student.manifest.preprocessing or {}).get("columns", [])]
+    table = open_table(path).read(columns)
+    return student.predict_proba(x=student.rows_of_table(table, str(path)))

@@ -240,7 +240,10 @@ def _compute(bench: Bench, folder: Path, plan: list[Group], workers: int) -> Ite
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        workers,
+        mp_context=get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(threads,),
     ) as pool:
         pending: dict[Future[None], Group] = {
             pool.submit(run_group, bench, folder, group): group for group in todo
@@ -321,7 +324,12 @@ def _row(group: Group, setting: str, method: str, scores: dict[str, Any]) -> dic
 def _latency(bench: Bench, folder: Path, group: Group, run: Run) -> dict[str, float]:
     """Latency of the exported student: that of a shape, so measured once per graph and method."""
     digest = _digest(
-        [group.graph, run.method.name, run.method.model_dump(mode="json"), type(run.student).__name__]
+        [
+            group.graph,
+            run.method.name,
+            run.method.model_dump(mode="json"),
+            type(run.student).__name__,
+        ]
     )
     file = folder / "latency" / f"{digest}.json"
     if not file.is_file():

@@ -55,7 +55,9 @@ def measure_teacher_latency(
     torch.set_num_threads(1)
     try:
         with seeded(seed):
-            return _measure(teacher, view.everything, teacher.build(view).eval(), batch_sizes, seconds)
+            return _measure(
+                teacher, view.everything, teacher.build(view).eval(), batch_sizes, seconds
+            )
     finally:
         torch.set_num_threads(threads)
 

@@ -55,7 +55,7 @@ def roc_auc(logits: Tensor, labels: Tensor) -> float | None:
         The area; ``None`` where it is not defined: ``C`` is not two, or all labels are equal.
     """
     logits, labels = require_scorable(logits, labels)
-    if logits.shape[1] != 2 or len(labels.unique()) != 2:
+    if logits.shape[1] != 2 or len(torch.unique(labels)) != 2:
         return None
     return float(roc_auc_score(labels.numpy(), (logits[:, 1] - logits[:, 0]).numpy()))
 
@@ -207,7 +207,8 @@ def require_scorable(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _require_logits(logits: Tensor) -> None:
     if logits.dim() != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
         raise InputError(
-            f"logits have shape {_shape(logits)}: give [N, C] with at least one node and two classes."
+            f"logits have shape {_shape(logits)}: "
+            "give [N, C] with at least one node and two classes."
         )
     if not bool(torch.isfinite(logits).all()):
         row = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])

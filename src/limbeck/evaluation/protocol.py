@@ -276,9 +276,7 @@ def as_fitted(
     return teacher.fitted(view)
 
 
-def _checkpoint(
-    view: View, teacher: FittedTeacher | None, method: Method, seed: int
-) -> Checkpoint:
+def _checkpoint(view: View, teacher: FittedTeacher | None, method: Method, seed: int) -> Checkpoint:
     """Where the state of this very run is kept: named by all that it depends on."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (view.fingerprint, method.name, method.model_dump_json(), str(seed)):

@@ -97,12 +97,11 @@ def _score(
 ) -> dict[str, float | None]:
     if len(labels) == 0:
         return {"num_nodes": 0, "accuracy": None, "teacher_accuracy": None, "agreement": None}
-    with_teacher = teacher_logits is not None
     return {
         "num_nodes": len(labels),
         "accuracy": accuracy(logits, labels),
-        "teacher_accuracy": accuracy(teacher_logits, labels) if with_teacher else None,
-        "agreement": agreement(logits, teacher_logits) if with_teacher else None,
+        "teacher_accuracy": None if teacher_logits is None else accuracy(teacher_logits, labels),
+        "agreement": None if teacher_logits is None else agreement(logits, teacher_logits),
     }
 
 

@@ -20,7 +20,15 @@ from limbeck.export.card import make_card
 from limbeck.export.onnx import PROBE_ROWS, RawStudent, Scaling, check_scaling, input_width, to_onnx
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import is_csr
-from limbeck.runtime.bundle import CARD, FORMAT, MANIFEST, MODEL, parse_manifest, write_bundle
+from limbeck.runtime.bundle import (
+    CARD,
+    FORMAT,
+    MANIFEST,
+    MODEL,
+    check_target,
+    parse_manifest,
+    write_bundle,
+)
 from limbeck.runtime.kernel import OnnxKernel
 from limbeck.runtime.predictor import BundledStudent
 from limbeck.runtime.rows import CsrRows, Rows
@@ -81,6 +89,8 @@ def export_bundle(
         OutputError: The folder cannot be written; nothing is left behind.
         ParityError: ONNX Runtime answers differently from torch.
     """
+    check_target(path)  # before the work, not only after it
+    inputs = NodeInputs(x=inputs.x.detach().cpu())
     width = input_width(student)
     check_scaling(scaling, width)
     _check_inputs(graph_info, inputs, width)
@@ -129,6 +139,7 @@ def known_logits(
         scaling: Mean and deviation that features were standardised with in training.
     """
     raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
+    inputs = NodeInputs(x=inputs.x.detach().cpu())
     blocks = []
     with torch.no_grad():
         # one empty block where there is no node, for the number of classes
@@ -152,7 +163,7 @@ def _probe(inputs: NodeInputs) -> torch.Tensor | None:
 
 def _raw_rows(inputs: NodeInputs) -> Rows:
     """The inputs' features as NumPy arrays, dense or CSR as they are."""
-    x = inputs.x.detach().cpu()
+    x = inputs.x
     if not is_csr(x):
         return np.ascontiguousarray(x.float().numpy())
     return CsrRows(

@@ -16,15 +16,15 @@ def make_card(manifest: Mapping[str, Any], bundle_name: str, example_id: int | s
         bundle_name: Name of the bundle's folder, for the example.
         example_id: Id of a known node, for the example; ``None`` if there is none.
     """
-    graph = manifest["graph"]
+    title = f"{manifest['student']} by {manifest['method']} on {manifest['graph']['name']}"
     parts = [
-        "# "
-        + " ".join(f"{manifest['student']} by {manifest['method']} on {graph['name']}".split()),
+        f"# {_one_line(title)}",
         _summary(manifest),
         "## Use",
         _example(manifest, bundle_name, example_id),
         "## Scores",
         _scores(manifest["scores"]),
+        *_slices(manifest["scores"]),
         "## Latency",
         _latency(manifest["latency"]),
         "## Made from",
@@ -61,12 +61,30 @@ def _example(manifest: Mapping[str, Any], bundle_name: str, example_id: int | st
 
 def _scores(scores: Mapping[str, Any]) -> str:
     """A table with a column for each of teacher, student and others that were scored."""
-    columns = {name: dict(_leaves(value)) for name, value in scores.items()}
+    columns = {name: dict(_leaves(_without_slices(value))) for name, value in scores.items()}
     rows = list(dict.fromkeys(key for column in columns.values() for key in column))
     if not rows:
         return "Not measured."
     body = [[row, *(column.get(row, "–") for column in columns.values())] for row in rows]
     return _markdown(["score", *columns], body)
+
+
+def _without_slices(scores: Any) -> Any:
+    if not isinstance(scores, Mapping):
+        return scores
+    return {key: value for key, value in scores.items() if key != "slices"}
+
+
+def _slices(scores: Mapping[str, Any]) -> list[str]:
+    """The student's scores on parts of the test nodes that hold any, where it was scored so."""
+    student = scores.get("student")
+    slices = student.get("slices", {}) if isinstance(student, Mapping) else {}
+    body = {name: dict(_leaves(part)) for name, part in slices.items() if part.get("num_nodes")}
+    if not body:
+        return []
+    columns = list(dict.fromkeys(key for part in body.values() for key in part))
+    rows = [[name, *(part.get(key, "–") for key in columns)] for name, part in body.items()]
+    return ["Slices of the student's test nodes:", _markdown(["slice", *columns], rows)]
 
 
 def _latency(latency: Mapping[str, Any] | None) -> str:
@@ -117,4 +135,8 @@ def _markdown(header: list[str], rows: Table) -> str:
 
 def _cell(text: str) -> str:
     """A table's cell must not hold what ends it."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return _one_line(text).replace("|", "\\|")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

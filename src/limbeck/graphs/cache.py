@@ -18,13 +18,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import platformdirs
-import torch_geometric
 from filelock import FileLock
 
-from limbeck.errors import OutputError
+from limbeck.errors import GraphError, OutputError
 
 # What the system says when a place cannot be written; any other failure is not the cache's.
 _UNWRITABLE = {
@@ -45,9 +45,7 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(platformdirs.user_cache_dir("limbeck"))
 
 
-def cached_root(
-    name: str, root: Path | None, raw: str, process: Callable[[Path], object]
-) -> Path:
+def cached_root(name: str, root: Path | None, raw: str, process: Callable[[Path], object]) -> Path:
     """Return a folder that PyG can use as the root of a data set, made at the first call.
 
     An entry is made aside and renamed, and never changed after that; processes that want the
@@ -64,6 +62,7 @@ def cached_root(
 
     Raises:
         OutputError: The cache cannot be written.
+        GraphError: A raw file cannot be read.
     """
     files = [] if root is None else sorted(_raw_files(root, raw))
     folder = cache_folder() / "datasets"
@@ -87,12 +86,21 @@ def _make(
         aside.mkdir()
         for file in files:
             (aside / file).parent.mkdir(parents=True, exist_ok=True)
-            # contents alone: a copied mode of a read-only root would lock PyG out
-            shutil.copyfile((root or Path()) / file, aside / file)
+            _copy((root or Path()) / file, aside / file)
         process(aside)
         aside.rename(entry)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the contents alone: the mode of a read-only root would lock PyG out."""
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.filename != str(source):
+            raise
+        raise GraphError(f"{source} cannot be read ({error.strerror}).") from error
 
 
 def _raw_files(root: Path, raw: str) -> Iterator[Path]:
@@ -106,11 +114,16 @@ def _raw_files(root: Path, raw: str) -> Iterator[Path]:
 
 
 def _key(root: Path | None, files: list[Path]) -> str:
-    digest = hashlib.sha256(torch_geometric.__version__.encode())
+    digest = hashlib.sha256(version("torch-geometric").encode())
     for file in files:
         state = ((root or Path()) / file).stat()
         digest.update(f"\n{file.as_posix()} {state.st_size} {state.st_mtime_ns}".encode())
     return digest.hexdigest()[:16] if root is not None else f"download-{digest.hexdigest()[:8]}"
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """Whether an error says that a place cannot be written: full, locked or no folder."""
+    return isinstance(error, OSError) and error.errno in _UNWRITABLE
 
 
 @contextmanager
@@ -118,7 +131,7 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        if not is_unwritable(error):
             raise
         raise OutputError(
             f"the cache {folder} cannot be written ({error.strerror}): free or unlock it, or set "

@@ -1,8 +1,7 @@
-"""Named data sets: the catalogue, and how each is read.
+"""Named data sets: from a name to a graph.
 
-All but two are thin wrappers over PyG's classes; ``wordnet`` and ``digits`` need neither network
-nor folder. What Limbeck changes in a graph (edges made undirected, the CPF protocol) is said in
-``graph.info.notes`` and in the catalogue.
+``DATASETS`` is the catalogue. What Limbeck changes in a graph (edges made undirected, the CPF
+protocol) is said in ``graph.info.notes``.
 """
 
 from __future__ import annotations
@@ -11,49 +10,53 @@ import contextlib
 import io
 import os
 import pickle
+import sys
+import textwrap
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.neighbors import kneighbors_graph
 from torch import Tensor
-from torch_geometric import datasets as pyg
-from torch_geometric.data import Batch, Data, HeteroData
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.transforms import LargestConnectedComponents
-from torch_geometric.utils import (
-    add_self_loops,
-    from_scipy_sparse_matrix,
-    remove_self_loops,
-    to_undirected,
-)
+from torch_geometric.utils import add_self_loops, remove_self_loops, to_undirected
 
 from limbeck.errors import GraphError, OptionError, missing_extra, unknown_name
-from limbeck.graphs.cache import cached_root
-from limbeck.graphs.info import GraphInfo, SplitRule
-from limbeck.graphs.raw_files import CPF, FilteredWikipediaNetwork
-from limbeck.graphs.sparse import SPARSE_BELOW, csr_tensor, is_csr, to_csr
-from limbeck.graphs.wordnet import load_wordnet
+from limbeck.graphs.cache import cached_root, is_unwritable
+from limbeck.graphs.catalogue import (
+    DATASETS,
+    GEOM_GCN,
+    RANDOM,
+    DataSet,
+    EdgeRule,
+    read_planetoid,
+)
+from limbeck.graphs.checks import check_graph
+from limbeck.graphs.info import GraphInfo
+from limbeck.graphs.sparse import SPARSE_BELOW, csr_tensor, is_csr, take_rows, to_csr
 
-EdgeRule = Literal["given", "symmetrised", "cpf", "glnn"]
+__all__ = ["DATASETS", "DataSet", "load_dataset"]
 
 NUM_GEOM_GCN_SPLITS = 10
 
-_EDGES: dict[EdgeRule, str] = {
-    "given": "as PyG gives them: undirected, in both directions",
-    "symmetrised": "made undirected (the source has directions), self-loops kept",
-    "cpf": "undirected, largest connected component, then a self-loop on every node",
-    "glnn": "made undirected (the source has directions), then a self-loop on every node",
+_MASKS = ("train_mask", "val_mask", "test_mask")
+
+_EDGE_NOTES: dict[EdgeRule, str] = {
+    "given": "as the source gives them: undirected, stored in both directions",
+    "symmetrised": "made undirected (the source gives directions), self-loops kept",
+    "cpf": "undirected, of the largest connected component, and a self-loop on every node",
+    "glnn": "made undirected (the source gives directions), and a self-loop on every node",
 }
 
-# What readers raise on files that are cut short, altered or not what their name says.
+# What readers raise on files that are missing, cut short or not what their name says.
 _DAMAGED = (
     OSError,
     EOFError,
@@ -64,46 +67,8 @@ _DAMAGED = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     zlib.error,
+    aiohttp.ClientError,
 )
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """An entry of the catalogue.
-
-    Args:
-        name: What ``load_dataset`` and the command line call it.
-        title: What people call it.
-        description: What a node, an edge and a class are, in one line.
-        source: Where the files come from.
-        licence: Under which they are given; ``"not stated"`` where the source says nothing.
-        split: How a seed picks training, validation and test nodes.
-        protocol: The same in words, with sizes.
-        edges: What Limbeck does to the edges.
-        raw: The raw file or folder below the data root; ``None`` for the two embedded ones.
-        read: Reads the graph from a root in PyG's layout, downloading what is missing.
-        variants: What may follow the name after a colon.
-        extra: The extra of Limbeck that reading it needs, beside ``train``.
-        class_names: Names of the classes where they are known.
-        target: The labelled node type of a heterogeneous graph.
-        notes: Further facts for ``info.notes``.
-    """
-
-    name: str
-    title: str
-    description: str
-    source: str
-    licence: str
-    split: SplitRule
-    protocol: str
-    raw: str | None
-    read: Callable[[str], Any]
-    edges: EdgeRule = "given"
-    variants: tuple[str, ...] = ()
-    extra: str | None = None
-    class_names: tuple[str, ...] = ()
-    target: str | None = None
-    notes: tuple[tuple[str, str], ...] = ()
 
 
 def load_dataset(name: str, data_root: str | os.PathLike[str] | None = None) -> Data:
@@ -130,52 +95,57 @@ def load_dataset(name: str, data_root: str | os.PathLike[str] | None = None) -> 
         OutputError: The cache cannot be written.
         MissingExtraError: The data set needs an extra that is not installed.
     """
-    base, _, variant = name.partition(":")
-    if base not in DATASETS:
-        raise unknown_name("data set", base, DATASETS)
-    dataset = _with_variant(DATASETS[base], variant) if ":" in name else DATASETS[base]
+    dataset = _find(name)
     if dataset.raw is None:
         graph: Data = dataset.read("")
-        return graph
-    graph = _read(dataset, _data_root(data_root))
-    _clean(graph, dataset)
-    if variant.startswith("geom-gcn/"):
-        _keep_column(graph, int(variant.removeprefix("geom-gcn/")))
+    else:
+        graph = _clean(_read(dataset, _data_root(data_root)), dataset)
+    column = name.partition(":geom-gcn/")[2]
+    if column:
+        _keep_column(graph, int(column))
     if dataset.split == "random":
         _drop_masks(graph)
-    graph.info = _info(graph, dataset)
+    if "info" not in graph:  # wordnet brings its own
+        graph.info = _info(graph, dataset)
     return graph
 
 
-def _with_variant(dataset: DataSet, variant: str) -> DataSet:
-    family, _, column = variant.partition("/")
-    name = f"{dataset.name}-{variant.replace('/', '-')}"  # fit for a file name
-    if family not in dataset.variants or (column and family != "geom-gcn"):
-        if not dataset.variants:
-            raise OptionError(
-                f"data set {dataset.name!r} has no variants, but {variant!r} was asked for: "
-                f"write {dataset.name!r} alone."
-            )
-        raise unknown_name(f"variant of data set {dataset.name!r}", variant, dataset.variants)
-    if family == "random":
-        return replace(dataset, name=name, split="random", protocol=_RANDOM)
-    if column and column not in map(str, range(NUM_GEOM_GCN_SPLITS)):
+def _find(name: str) -> DataSet:
+    base, colon, variant = name.partition(":")
+    if base not in DATASETS:
+        raise unknown_name("data set", base, DATASETS)
+    dataset = DATASETS[base]
+    if not colon:
+        return dataset
+    if not dataset.variants:
+        raise OptionError(f"data set {base!r} has no variants: write {base!r}, not {name!r}.")
+    family, slash, column = variant.partition("/")
+    if family not in dataset.variants:
+        raise unknown_name(f"variant of data set {base!r}", variant, dataset.variants)
+    if slash and (family != "geom-gcn" or column not in map(str, range(NUM_GEOM_GCN_SPLITS))):
         raise OptionError(
-            f"data set {dataset.name!r} has no geom-gcn split {column!r}: choose one from 0 to "
-            f"{NUM_GEOM_GCN_SPLITS - 1}."
+            f"data set {base!r} has no variant {variant!r}: a number follows 'geom-gcn/' only, "
+            f"from 0 to {NUM_GEOM_GCN_SPLITS - 1}."
         )
-    folder = Path(dataset.raw or "").parts[0]
+    return _variant(dataset, family, column)
+
+
+def _variant(dataset: DataSet, family: str, column: str) -> DataSet:
+    # a graph's name is part of file names
+    named = replace(dataset, name="-".join(filter(None, (dataset.name, family, column))))
+    if family == "random":
+        return replace(named, split="random", protocol=RANDOM)
+    folder = str(dataset.raw).removesuffix("/raw")
     return replace(
-        dataset,
-        name=name,
+        named,
         split="fixed" if column else "columns",
-        protocol=f"geom-gcn split {column}" if column else _TEN,
+        protocol=f"number {column} of {GEOM_GCN}" if column else GEOM_GCN,
         raw=f"{folder}/geom-gcn/raw",
-        read=partial(_planetoid, folder, "geom-gcn"),
+        read=partial(read_planetoid, folder, "geom-gcn"),
     )
 
 
-# --- files ---------------------------------------------------------------------------------
+# --- files -------------------------------------------------------------------------------------
 
 
 def _data_root(given: str | os.PathLike[str] | None) -> Path | None:
@@ -185,19 +155,19 @@ def _data_root(given: str | os.PathLike[str] | None) -> Path | None:
     root = Path(named)
     if not root.is_dir():
         origin = "data_root" if given is not None else "LIMBECK_DATA"
-        raise GraphError(f"{origin} is {root}, which is no folder: name the folder of data sets.")
+        raise GraphError(f"{origin} is {root}, which is not a folder: name the data sets' folder.")
     return root
 
 
 def _read(dataset: DataSet, root: Path | None) -> Data:
     """Read through the cache: from the data root where it has the files, else by download."""
-    raw = dataset.raw or ""
+    raw = str(dataset.raw)
     source = root if root is not None and (root / raw).exists() else None
-    entry = cached_root(
-        dataset.name, source, raw, lambda folder: _process(dataset, folder, root, source)
-    )
+    process = partial(_process, dataset, root, source)
+    # variants that differ in the split alone share an entry: it is named after the raw files
+    entry = cached_root(raw.removesuffix("/raw").replace("/", "-"), source, raw, process)
     try:
-        return _call(dataset, entry)
+        return _call(dataset, entry, quiet=True)
     except _DAMAGED as error:
         raise GraphError(
             f"data set {dataset.name!r} cannot be read from its cache ({_reason(error)}): remove "
@@ -205,13 +175,15 @@ def _read(dataset: DataSet, root: Path | None) -> Data:
         ) from error
 
 
-def _process(dataset: DataSet, folder: Path, root: Path | None, source: Path | None) -> None:
+def _process(dataset: DataSet, root: Path | None, source: Path | None, folder: Path) -> None:
     try:
-        _call(dataset, folder)
-    except (*_DAMAGED, aiohttp.ClientError) as error:
+        _call(dataset, folder, quiet=source is not None)
+    except _DAMAGED as error:
+        if is_unwritable(error):
+            raise
         if source is not None:
             raise GraphError(
-                f"data set {dataset.name!r} cannot be read from {source / (dataset.raw or '')} "
+                f"data set {dataset.name!r} cannot be read from {source / str(dataset.raw)} "
                 f"({_reason(error)}): files there are missing or damaged."
             ) from error
         missing = f"is not in {root}" if root is not None else "is not at hand"
@@ -221,100 +193,89 @@ def _process(dataset: DataSet, folder: Path, root: Path | None, source: Path | N
         ) from error
 
 
-def _call(dataset: DataSet, root: Path) -> Data:
+def _call(dataset: DataSet, root: Path, *, quiet: bool) -> Data:
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # PyG announces that it is processing
+        with _readers_output(quiet):
             graph: Data = dataset.read(str(root))
             return graph
     except ModuleNotFoundError as error:
         if dataset.extra is None or error.name is None:
             raise
-        raise missing_extra(error.name, dataset.extra) from error
+        raise missing_extra(error.name.partition(".")[0], dataset.extra) from error
+
+
+@contextlib.contextmanager
+def _readers_output(quiet: bool) -> Iterator[None]:
+    """Keep stdout for our caller: PyG and OGB tell there what they do, and ask before a download.
+
+    Three warnings about their own code, on which a user cannot act, are kept back.
+    """
+    told = io.StringIO() if quiet else sys.stderr
+    with (
+        contextlib.redirect_stdout(told),
+        contextlib.redirect_stderr(told),
+        warnings.catch_warnings(),
+    ):
+        for message in (
+            "Sparse CSR tensor support is in beta",
+            "Sparse invariant checks are implicitly disabled",
+            "The given NumPy array is not writable",
+        ):
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        yield
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
+    text = textwrap.shorten(str(error), 160, placeholder=" ...").rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-# --- one reader per source -----------------------------------------------------------------
+# --- what Limbeck does to a graph --------------------------------------------------------------
 
 
-def _planetoid(folder: str, split: str, root: str) -> Data:
-    return pyg.Planetoid(root, folder, split=split)[0]
-
-
-def _ppi(root: str) -> Data:
-    """The 24 graphs of PPI as one, whose masks say to which part a graph belongs."""
-    graphs = []
-    for part in ("train", "val", "test"):
-        for graph in pyg.PPI(f"{root}/ppi", split=part):
-            for mask in ("train", "val", "test"):
-                graph[f"{mask}_mask"] = torch.full((graph.num_nodes,), mask == part)
-            graphs.append(graph)
-    union = Batch.from_data_list(graphs)
-    keys = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask")
-    return Data(**{key: union[key] for key in keys})
-
-
-def _ogbn(name: str, root: str) -> Data:
-    from ogb.nodeproppred import PygNodePropPredDataset  # an extra, and slow to import
-
-    files = PygNodePropPredDataset(name, root=root)
-    graph, split = files[0], files.get_idx_split()
-    for part, key in (("train", "train"), ("val", "valid"), ("test", "test")):
-        mask = torch.zeros(graph.num_nodes, dtype=torch.bool)
-        mask[split[key]] = True
-        graph[f"{part}_mask"] = mask
-    graph.y = graph.y.view(-1)
-    return graph
-
-
-def _digits(_: str) -> Data:
-    """scikit-learn's digits; an edge where either is among the 10 nearest of the other."""
-    digits = load_digits()
-    nearest = kneighbors_graph(digits.data, n_neighbors=10)
-    graph = Data(
-        x=torch.from_numpy(digits.data / 16).float(),
-        edge_index=to_undirected(from_scipy_sparse_matrix(nearest)[0]),
-        y=torch.from_numpy(digits.target).long(),
-    )
-    graph.info = _info(graph, DATASETS["digits"])
-    return graph
-
-
-def _wordnet(_: str) -> Data:
-    return load_wordnet()
-
-
-# --- what Limbeck does to them ---------------------------------------------------------------
-
-
-def _clean(graph: Data, dataset: DataSet) -> None:
+def _clean(graph: Data, dataset: DataSet) -> Data:
     """Bring features, edges and labels of a graph that was just read into Limbeck's form."""
     if isinstance(graph, HeteroData):
         for nodes in graph.node_stores:
             if "x" in nodes:
                 nodes.x = _compact(nodes.x)
-        graph[dataset.target].y = graph[dataset.target].y.view(-1).long()
-        return
-    _apply_edge_rule(graph, dataset.edges)
+        labelled = graph[dataset.target]
+        labelled.y = labelled.y.view(-1).long()
+        return graph
     graph.x = _compact(graph.x)
+    for mask in _MASKS:
+        if mask in graph:
+            graph[mask] = graph[mask].bool()  # PyG leaves some as it finds them, uint8
     if graph.y.dim() == 1:
         graph.y = graph.y.long()
+        _check(graph, dataset)
+    return _with_edges(graph, dataset.edges)
 
 
-def _apply_edge_rule(graph: Data, rule: EdgeRule) -> None:
+def _check(graph: Data, dataset: DataSet) -> None:
+    """Refuse what a raw file that was cut short becomes: PyG reads the lines that there are."""
+    where = f"data set {dataset.name!r} (raw files {dataset.raw})"
+    check_graph(graph, where)
+    for mask in _MASKS:
+        if mask in graph and len(graph[mask]) != graph.num_nodes:
+            raise GraphError(
+                f"{where} has {graph.num_nodes} nodes but {len(graph[mask])} entries in its "
+                f"{mask}: a file is incomplete."
+            )
+
+
+def _with_edges(graph: Data, rule: EdgeRule) -> Data:
     if rule == "cpf":
-        largest = LargestConnectedComponents()(graph)
-        for key, value in largest.items():
-            graph[key] = value
-    num_nodes = graph.num_nodes
+        # its subgraph indexes rows, which CSR features do not allow
+        features, graph.x = graph.x, torch.arange(graph.num_nodes)
+        graph = LargestConnectedComponents()(graph)
+        graph.x = take_rows(features, graph.x)
     if rule in ("symmetrised", "glnn"):
-        graph.edge_index = to_undirected(graph.edge_index, num_nodes=num_nodes)
+        graph.edge_index = to_undirected(graph.edge_index, num_nodes=graph.num_nodes)
     if rule in ("cpf", "glnn"):
-        loopless = remove_self_loops(graph.edge_index)[0]
-        graph.edge_index = add_self_loops(loopless, num_nodes=num_nodes)[0]
+        edge_index, _ = remove_self_loops(graph.edge_index)
+        graph.edge_index, _ = add_self_loops(edge_index, num_nodes=graph.num_nodes)
+    return graph
 
 
 def _compact(x: Tensor) -> Tensor:
@@ -327,23 +288,24 @@ def _compact(x: Tensor) -> Tensor:
 
 
 def _keep_column(graph: Data, column: int) -> None:
-    for part in ("train", "val", "test"):
-        graph[f"{part}_mask"] = graph[f"{part}_mask"][:, column].contiguous()
+    for mask in _MASKS:
+        graph[mask] = graph[mask][:, column].contiguous()
 
 
 def _drop_masks(graph: Data) -> None:
-    for part in ("train", "val", "test"):
-        if f"{part}_mask" in graph:
-            del graph[f"{part}_mask"]
+    for mask in _MASKS:
+        if mask in graph:
+            del graph[mask]
 
 
 def _info(graph: Data, dataset: DataSet) -> GraphInfo:
-    nodes = graph[dataset.target] if dataset.target else graph
-    y = nodes.y
+    y: Tensor = graph[dataset.target].y if dataset.target else graph.y
     num_classes = int(y.max()) + 1 if y.dim() == 1 else int(y.shape[1])
-    notes: dict[str, Any] = {"licence": dataset.licence, "edges": _EDGES[dataset.edges]}
+    notes: dict[str, Any] = {"licence": dataset.licence, "edges": _EDGE_NOTES[dataset.edges]}
     if dataset.target:
         notes |= {"target": dataset.target, "edges": "of several types, as PyG gives them"}
+    if dataset.caveat:
+        notes["caveat"] = dataset.caveat
     if dataset.split in ("fixed", "columns"):
         notes["published_split"] = True
     return GraphInfo(
@@ -352,43 +314,5 @@ def _info(graph: Data, dataset: DataSet) -> GraphInfo:
         split=dataset.split,
         class_names=dataset.class_names or tuple(f"class {i}" for i in range(num_classes)),
         node_ids=np.arange(int(y.shape[0])),
-        notes=notes | dict(dataset.notes),
+        notes=notes,
     )
-
-
-# --- the catalogue -----------------------------------------------------------------------------
-
-_RANDOM = "60/20/20 % drawn by the seed, stratified"
-_TEN = "ten published splits, 48/32/20 %; the seed picks one"
-_TEN_HETEROPHILOUS = "ten published splits, 50/25/25 %; the seed picks one"
-_CPF = "20 training and 30 validation nodes per class drawn by the seed, the rest test"
-_CITATION = "papers, citations, topics; words of the abstract"
-_PLANETOID = {"source": "kimiyoung/planetoid", "licence": "MIT (source)", "split": "fixed"}
-_GEOM_GCN = {
-    "source": "graphdml-uiuc-jlu/geom-gcn",
-    "licence": "not stated",
-    "split": "columns",
-    "protocol": _TEN,
-    "edges": "symmetrised",
-}
-_SHCHUR = {
-    "source": "shchur/gnn-benchmark",
-    "licence": "MIT (source)",
-    "split": "per-class",
-    "protocol": _CPF,
-    "edges": "cpf",
-}
-_HETEROPHILOUS = {
-    "source": "yandex-research/heterophilous-graphs",
-    "licence": "MIT (source)",
-    "split": "columns",
-    "protocol": _TEN_HETEROPHILOUS,
-}
-_ATTRIBUTED = {
-    "source": "AttributedGraphDataset of PyG (Yang et al., 2020)",
-    "licence": "not stated",
-    "split": "random",
-    "protocol": _RANDOM,
-    "edges": "symmetrised",
-    "extra": "ogb",  # PyG reads it with pandas, which this extra brings
-}

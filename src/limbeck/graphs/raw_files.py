@@ -19,7 +19,8 @@ class CPF(InMemoryDataset):  # type: ignore[misc]  # PyG has no type information
         name: ``"cora"`` or ``"citeseer"``.
     """
 
-    url = "https://github.com/BUPT-GAMMA/CPF/raw/master/data/npz"
+    # byte for byte the files of BUPT-GAMMA/CPF, which states no licence
+    url = "https://github.com/shchur/gnn-benchmark/raw/master/data/npz"
 
     def __init__(self, root: str, name: str) -> None:
         self.name = name

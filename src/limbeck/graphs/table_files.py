@@ -42,20 +42,21 @@ class TableFile:
     format: TableFormat
     columns: tuple[str, ...]
 
-    def read(self, columns: Sequence[str], *, text: Collection[str] = ()) -> pa.Table:
+    def read(self, columns: Sequence[str], *, names: Collection[str] = ()) -> pa.Table:
         """Read some columns.
 
         Args:
             columns: Their names; every one is among :attr:`columns`.
-            text: Those that a CSV file is to give as text even where they look like numbers;
-                other formats know their types.
+            names: Those that name things (ids, classes, categories). A CSV file does not know
+                its types, so there they are taken as written: as ``int64`` if every cell is
+                written as an integer is, else as text, where ``1`` and ``01`` are two names.
 
         Raises:
             GraphError: The file cannot be read or has no rows.
         """
         with _readable(self.path, self.format):
             if self.format == "csv":
-                table = _read_csv(self.path, columns, text)
+                table = _read_csv(self.path, columns, names)
             else:
                 table = _dataset(self.path, self.format).to_table(columns=list(columns))
         if table.num_rows == 0:
@@ -165,14 +166,28 @@ def _dataset(path: Path, table_format: TableFormat) -> pa.dataset.Dataset:
     return pyarrow.dataset.dataset(path, format=table_format)
 
 
-def _read_csv(path: Path, columns: Sequence[str], text: Collection[str]) -> pa.Table:
+def _read_csv(path: Path, columns: Sequence[str], names: Collection[str]) -> pa.Table:
     convert = pyarrow.csv.ConvertOptions(
         include_columns=list(columns),
-        column_types={name: pa.large_string() for name in text},
+        column_types={name: pa.large_string() for name in names},
         null_values=[""],
         strings_can_be_null=True,
     )
-    return pyarrow.csv.read_csv(path, parse_options=_CSV_PARSE, convert_options=convert)
+    table = pyarrow.csv.read_csv(path, parse_options=_CSV_PARSE, convert_options=convert)
+    for position, column in enumerate(columns):
+        if column in names:
+            values = _integers_if_written_so(table.column(column))
+            table = table.set_column(position, column, values)
+    return table
+
+
+def _integers_if_written_so(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text as integers, if turning them back into text gives what was written."""
+    try:
+        integers = text.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return text
+    return integers if integers.cast(pa.large_string()).equals(text) else text
 
 
 @contextmanager

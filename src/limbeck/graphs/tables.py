@@ -98,7 +98,8 @@ def read_tables(
     """Read a graph from a table of nodes and a table of edges.
 
     A table is a ``.parquet``, ``.arrow``, ``.feather`` (Arrow IPC) or ``.csv`` file or a folder
-    of Parquet files. In CSV an empty cell is a null, and lists cannot be written.
+    of Parquet files. In CSV an empty cell is a null, lists cannot be written, and ids, classes
+    and categories are integers if all of a column are written so (``7``, not ``07``), else text.
 
     Args:
         nodes: Path of the nodes table.
@@ -146,7 +147,7 @@ def read_tables(
     node_file = open_table(nodes)
     parts = _node_parts(node_file, id, label, split, features)
 
-    table = node_file.read(parts.columns, text=[parts.id])
+    table = node_file.read(parts.columns, names=parts.names(categorical))
     ids = _node_ids(table.column(parts.id), parts.id, node_file)
     encoder = FeatureEncoder.fit(
         table, parts.features, categorical=categorical, where=str(node_file.path)
@@ -194,8 +195,17 @@ class _NodeParts:
 
     @property
     def columns(self) -> list[str]:
+        """All columns to read."""
         split = [] if self.split is None else [self.split]
         return [self.id, self.label, *split, *self.features]
+
+    def names(self, categorical: Collection[str]) -> list[str]:
+        """Columns whose values are names rather than quantities."""
+        return [
+            column
+            for column in self.columns
+            if column not in self.features or column in categorical
+        ]
 
 
 def _node_parts(
@@ -243,8 +253,6 @@ def _check_parts(file: TableFile, named: dict[str, Any]) -> None:
 def _node_ids(values: pa.ChunkedArray, column: str, file: TableFile) -> pa.ChunkedArray:
     """The nodes' ids, ``int64`` or ``large_string``, after checking that they are ids."""
     ids = _as_ids(values, column, file)
-    if file.format == "csv":
-        ids = _integers_if_written_so(ids)
     unique = pc.count_distinct(ids).as_py()
     if unique < len(ids):
         counts = pc.value_counts(ids)
@@ -277,20 +285,11 @@ def _as_ids(values: pa.ChunkedArray, column: str, file: TableFile) -> pa.Chunked
     )
 
 
-def _integers_if_written_so(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids of a CSV file as integers, if all of them read as integers are written: not ``007``."""
-    try:
-        integers = text.cast(pa.int64())
-    except pa.ArrowInvalid:
-        return text
-    return integers if integers.cast(pa.large_string()).equals(text) else text
-
-
 def _edge_ends(
     file: TableFile, columns: tuple[str, str], ids: pa.ChunkedArray, node_file: TableFile
 ) -> tuple[Tensor, Tensor]:
     """Rows in the nodes table of the edges' ends, int64 ``[rows]`` each."""
-    table = file.read(columns, text=columns)
+    table = file.read(columns, names=columns)
     source, target = (
         _rows_of_ids(_as_ids(table.column(column), column, file), column, file, ids, node_file)
         for column in columns

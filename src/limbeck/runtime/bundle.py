@@ -214,7 +214,7 @@ def write_bundle(
         OutputError: The folder cannot be written; nothing is left behind.
     """
     target = Path(os.path.realpath(path))
-    _check_target(target)
+    check_target(target)
     try:
         with _scratch_folder(target) as scratch:
             draft = scratch / "bundle"
@@ -453,8 +453,15 @@ def _sealed(document: Mapping[str, Any], target: Path) -> bytes:
     return body + _seal(body)
 
 
-def _check_target(target: Path) -> None:
-    """Refuse a place without a parent folder, or one that holds anything but a bundle."""
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Refuse a place without a parent folder, or one that holds anything but a bundle.
+
+    :func:`write_bundle` checks it too; long work that ends in a bundle can ask first.
+
+    Raises:
+        OutputError: No bundle can be written at ``path``.
+    """
+    target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise OutputError(
             f"cannot write the bundle {target}: the folder {target.parent} does not exist; "

@@ -104,11 +104,12 @@ class BundledStudent:
             raise RequestError(f"x[{row}] holds numbers so large that its answer is not finite.")
         return logits
 
-    def predict_table(self, table: pyarrow.Table) -> npt.NDArray[np.str_]:
-        """Class name of each row of a table, ``[B]``.
+    def rows_of_table(self, table: pyarrow.Table, where: str = "the table") -> Any:
+        """Features of each row of a table, as ``x`` of the other calls takes them.
 
         Args:
             table: The feature columns that the graph's table of nodes had; others are ignored.
+            where: What to call the table in messages.
 
         Raises:
             RequestError: The student was distilled from an array of features, not from a table.
@@ -123,10 +124,12 @@ class BundledStudent:
         from limbeck.features import FeatureEncoder, SparseRows
 
         encoder = FeatureEncoder.from_json(dict(self.manifest.preprocessing))
-        rows = encoder.encode(table, where="the table")
-        if isinstance(rows, SparseRows):
-            return self.predict(x=(rows.indptr, rows.indices, rows.values))
-        return self.predict(x=rows)
+        rows = encoder.encode(table, where=where)
+        return (rows.indptr, rows.indices, rows.values) if isinstance(rows, SparseRows) else rows
+
+    def predict_table(self, table: pyarrow.Table) -> npt.NDArray[np.str_]:
+        """Class name of each row of a table, ``[B]``; see :meth:`rows_of_table`."""
+        return self.predict(x=self.rows_of_table(table))
 
     def __repr__(self) -> str:
         return (
@@ -147,7 +150,9 @@ def softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[
 
 
 def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> BundledStudent:
-    """Load a student from its bundle; imports neither torch nor ONNX Runtime.
+    """Load a student from its bundle.
+
+    Imports no torch, and ONNX Runtime only when the first new node arrives.
 
     Args:
         path: The bundle's folder.

@@ -85,6 +85,8 @@ class APPNPOptions(TeacherOptions):
     """
 
     name: ClassVar[str] = "appnp"
+    title: ClassVar[str] = 'predict then propagate: personalised PageRank behind an MLP'
+    paper: ClassVar[str] = "https://arxiv.org/abs/1810.05997"
     hidden_channels: PositiveInt = 128
     weight_decay: float = Field(default=0.01, ge=0)
     steps: PositiveInt = 10

@@ -67,6 +67,8 @@ class TeacherOptions(Options, ABC):
     batch_size: PositiveInt = 512
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
 
     @abstractmethod
     def build(self, view: View) -> GNN:

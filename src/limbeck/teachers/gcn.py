@@ -81,6 +81,8 @@ class GCNOptions(TeacherOptions):
     """
 
     name: ClassVar[str] = "gcn"
+    title: ClassVar[str] = 'graph convolutional network'
+    paper: ClassVar[str] = "https://arxiv.org/abs/1609.02907"
     norm: Norm = "none"
     input_dropout: Probability = 0.0
 

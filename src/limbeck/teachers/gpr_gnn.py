@@ -90,6 +90,8 @@ class GPRGNNOptions(TeacherOptions):
     """
 
     name: ClassVar[str] = "gpr-gnn"
+    title: ClassVar[str] = 'generalised PageRank with learnt weights per hop'
+    paper: ClassVar[str] = "https://arxiv.org/abs/2006.07988"
     steps: PositiveInt = 10
     alpha: float = Field(default=0.1, ge=0, le=1)
     propagation_dropout: Probability = 0.5

@@ -89,6 +89,8 @@ class SAGEOptions(TeacherOptions):
     """
 
     name: ClassVar[str] = "sage"
+    title: ClassVar[str] = 'GraphSAGE with the "gcn" aggregator, GLNN\'s teacher'
+    paper: ClassVar[str] = "https://arxiv.org/abs/1706.02216"
     hidden_channels: PositiveInt = 128
     dropout: Probability = 0.0
     norm: Norm = "none"

@@ -1,0 +1,127 @@
+"""Tables: complete, resumable, and never computed twice."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+import limbeck.evaluation.bench as bench_module
+from limbeck.errors import OptionError, OutputError
+from limbeck.evaluation.bench import SCHEMA, Bench, groups, run_bench
+
+QUICK = {
+    "graphs": ("digits",),
+    "settings": ("transductive", "inductive", "cold-start"),
+    "seeds": 2,
+    "latency": False,
+    "teacher_options": {"sage": {"max_epochs": 3}},
+    "method_options": {"mlp": {"max_epochs": 3}, "glnn": {"max_epochs": 3}},
+}
+
+
+def test_a_row_per_cell_and_no_cell_twice(tmp_path, monkeypatch):
+    trained = []
+    real = bench_module.distill
+    monkeypatch.setattr(bench_module, "distill", lambda *a: (trained.append(a[2].name), real(*a))[1])
+    table = run_bench(Bench(**QUICK), tmp_path / "out")
+    assert table.schema == SCHEMA
+    # 3 settings × 2 seeds × (teacher, mlp, glnn); one training serves all settings with a cut
+    assert table.num_rows == 3 * 2 * 3
+    assert len(trained) == 2 * 2 * 2
+    keys = [(r["setting"], r["seed"], r["method"]) for r in table.to_pylist()]
+    assert len(set(keys)) == len(keys)
+    assert pq.read_table(tmp_path / "out" / "runs.parquet").equals(table)
+
+    again = run_bench(Bench(**QUICK), tmp_path / "out")
+    assert again.equals(table)
+    assert len(trained) == 8
+
+    more = run_bench(Bench(**{**QUICK, "seeds": 3}), tmp_path / "out")
+    assert len(trained) == 12
+    assert more.num_rows == 3 * 3 * 3
+
+    changed = {**QUICK, "method_options": {**QUICK["method_options"], "glnn": {"max_epochs": 4}}}
+    run_bench(Bench(**changed), tmp_path / "out")
+    assert trained[12:] == ["glnn"] * 4  # the changed method only, not the MLP
+
+
+def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
+    real = bench_module.distill
+    calls = []
+
+    def break_off(*arguments):
+        calls.append(arguments[2].name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(bench_module, "distill", break_off)
+    small = Bench(**{**QUICK, "settings": ("transductive",), "seeds": 1})
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(small, tmp_path)
+    assert calls == ["mlp", "glnn"]
+    table = run_bench(small, tmp_path)
+    assert calls[2:] == ["glnn"]
+    assert table.num_rows == 3
+
+
+def test_processes_give_the_same_rows(tmp_path):
+    one = run_bench(Bench(**QUICK), tmp_path / "one")
+    two = run_bench(Bench(**QUICK), tmp_path / "two", workers=2)
+    timed = ["train_seconds", "peak_mb"]
+    assert one.drop_columns(timed).equals(two.drop_columns(timed))
+
+
+def test_slices_and_options_travel_with_the_rows(tmp_path):
+    small = Bench(**{**QUICK, "settings": ("transductive",), "seeds": 1})
+    for row in run_bench(small, tmp_path).to_pylist():
+        slices = json.loads(row["slices"])
+        total = sum(s["num_nodes"] for name, s in slices.items() if name.startswith("class="))
+        assert total == row["num_test_nodes"]
+        assert json.loads(row["options"])["max_epochs"] == 3
+
+
+def test_a_yaml_file_and_options_beside_it(tmp_path):
+    file = tmp_path / "table.yaml"
+    file.write_text("graphs: [digits]\nseeds: [3, 5]\nmethods: [glnn]\n")
+    bench = Bench.from_file(file, methods=("mlp", "glnn"))
+    assert bench.seeds == (3, 5)
+    assert bench.methods == ("mlp", "glnn")
+    assert [g.seed for g in groups(bench)] == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("graphs: [digits]\nsedes: 3\n", r"table.yaml: unknown option 'sedes'.*'seeds'"),
+        ("graphs: []\n", "option 'graphs'.*at least 1 item"),
+        ("graphs: [digits]\nseeds: 0\n", "option 'seeds'.*at least one seed"),
+        ("- graphs\n", "expected options with names"),
+        ("graphs: [digits\n", "not a YAML file that can be read"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path, text, message):
+    file = tmp_path / "table.yaml"
+    file.write_text(text)
+    with pytest.raises(OptionError, match=message) as error:
+        Bench.from_file(file)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_names_are_found_before_anything_is_trained(tmp_path):
+    for change, message in (
+        ({"methods": ("gllnn",)}, "unknown method 'gllnn'"),
+        ({"teachers": ("sagee",)}, "unknown teacher 'sagee'"),
+        ({"settings": ("inductiv",)}, "unknown setting 'inductiv'"),
+        ({"method_options": {"glnn": {"dropout": 2.0}}}, "option 'dropout' of GLNN is 2.0"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            run_bench(Bench(**{**QUICK, **change}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
+    (tmp_path / "precious.txt").write_text("keep")
+    with pytest.raises(OutputError, match="exists and holds no table of Limbeck"):
+        run_bench(Bench(**QUICK), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
