@@ -30,7 +30,7 @@ EPOCHS = 200
 
 def plain_loop(x: torch.Tensor, view: limbeck.View, soft: torch.Tensor) -> float:
     """Seconds that a hand-written full-batch loop takes for ``EPOCHS`` epochs of GLNN."""
-    options = make_method("glnn", view.info.name)
+    options = make_method("glnn", view.info.dataset)
     model = torch.nn.Sequential(
         torch.nn.Linear(view.num_features, 128),
         torch.nn.ReLU(),
@@ -64,7 +64,7 @@ def plain_loop(x: torch.Tensor, view: limbeck.View, soft: torch.Tensor) -> float
 
 def our_loop(view: limbeck.View, teacher: object, **options: object) -> float:
     """Seconds that ``fit`` takes for the same."""
-    method = make_method("glnn", view.info.name, patience=EPOCHS, **options)
+    method = make_method("glnn", view.info.dataset, patience=EPOCHS, **options)
     with seeded(0):
         history = method.distill(view, teacher.knowledge).history
     assert len(history.val_score) == EPOCHS

@@ -59,8 +59,8 @@ def test_never_raises_the_loss(seed: int, shift: float) -> None:
     assert cross_entropy(logits / temperature, labels) <= cross_entropy(logits, labels)
 
 
-def test_all_right_gives_the_lowest_temperature() -> None:
-    assert fit_temperature(torch.eye(3), torch.arange(3)) == pytest.approx(TEMPERATURES[0])
+def test_all_right_says_nothing_about_the_temperature() -> None:
+    assert fit_temperature(0.1 * torch.eye(3), torch.arange(3)) == 1.0
 
 
 def test_all_wrong_gives_the_highest_temperature() -> None:

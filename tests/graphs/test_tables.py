@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Data
 
 from limbeck.errors import GraphError, OptionError, SplitError
-from limbeck.graphs.table_files import find_table, open_table
+from limbeck.table_files import find_table, open_table
 from limbeck.graphs.tables import read_folder, read_tables
 
 NODES: dict[str, Any] = {

@@ -85,7 +85,7 @@ def test_permissions_follow_the_umask(write_tiny: Callable[..., Path], tmp_path:
         ({"classes": ["art", "art"]}, "classes"),
         ({"calibration": {"temperature": 0}}, "calibration.temperature"),
         ({"calibration": {"temperature": 10**400}}, "calibration.temperature"),
-        ({"graph": {"name": "tiny"}}, "graph.source"),
+        ({"graph": {"name": "tiny"}}, "graph.dataset"),
     ],
 )
 def test_writer_refuses_a_manifest_that_no_reader_would_take(
@@ -311,8 +311,8 @@ def test_names_that_lead_out_of_the_bundle(write_tiny: Callable[..., Path], name
         ("method", None),
         ("calibration", {"temperature": True}),
         ("calibration", {"temperature": 1e999}),
-        ("graph", {"name": "", "source": "", "fingerprint": "", "counts": {}}),
-        ("graph", {"name": "", "source": "", "fingerprint": "", "counts": {"nodes": -1}}),
+        ("graph", {"name": "", "dataset": "", "source": "", "fingerprint": "", "counts": {}}),
+        ("graph", {"name": "", "dataset": "", "source": "", "fingerprint": "", "counts": {"nodes": -1}}),
         ("files", {}),
         ("files", {"model.onnx": {"sha256": "0", "bytes": 1}}),
         ("files", {"model.onnx": {"sha256": "0" * 64, "bytes": -1}}),

@@ -44,6 +44,7 @@ def manifest_fields(num_nodes: int = 4, **changes: Any) -> dict[str, Any]:
         "calibration": {"temperature": 2.0},
         "graph": {
             "name": "tiny",
+            "dataset": "",
             "source": "made by hand",
             "fingerprint": "0123",
             "counts": {"nodes": num_nodes, "edges": 3},

@@ -47,10 +47,15 @@ def latency(
                 f"{bundle}: its teacher {name!r} is not one of ours and is not in the bundle, so "
                 "it cannot be timed; leave --teacher out."
             )
+        if not (graph or manifest.graph.dataset):
+            raise OptionError(
+                f"{bundle}: the teacher is timed on a graph, and this bundle's is your own: name "
+                "it with --graph FOLDER."
+            )
         theirs = measure_teacher_latency(
             name,
             manifest.teacher["options"],
-            limbeck.load_graph(graph or manifest.graph.name, data_root=data_root),
+            limbeck.load_graph(graph or manifest.graph.dataset, data_root=data_root),
             batch_sizes,
             seconds,
         )

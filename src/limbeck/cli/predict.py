@@ -83,7 +83,7 @@ def _predict_file(student: Any, path: Path) -> Any:
         except (OSError, ValueError) as error:
             raise OptionError(f"{path}: features cannot be read ({error}).") from None
         return student.predict_proba(x=rows)
-    from limbeck.graphs.table_files import open_table
+    from limbeck.table_files import open_table
 
     columns = [column["name"] for column in (student.manifest.preprocessing or {}).get("columns", [])]
     table = open_table(path).read(columns)

@@ -238,7 +238,7 @@ def distill(
         TeacherError: The method needs a teacher, or the teacher does not fit the graph.
     """
     if isinstance(method, str):
-        method = make_method(method, view.info.name, **changes)
+        method = make_method(method, view.info.dataset, **changes)
     elif changes:
         method = method.replace(**changes)
     fitted = as_fitted(view, teacher)

@@ -112,6 +112,7 @@ def export_bundle(
         "calibration": {"temperature": float(temperature)},
         "graph": {
             "name": graph_info.name,
+            "dataset": graph_info.dataset,
             "source": graph_info.source,
             "fingerprint": fingerprint,
             "counts": {"nodes": len(inputs), **counts},

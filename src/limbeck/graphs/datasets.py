@@ -106,7 +106,7 @@ def load_dataset(name: str, data_root: str | os.PathLike[str] | None = None) -> 
     if dataset.split == "random":
         _drop_masks(graph)
     if "info" not in graph:  # wordnet brings its own
-        graph.info = _info(graph, dataset)
+        graph.info = _info(graph, dataset, name)
     return graph
 
 
@@ -298,7 +298,7 @@ def _drop_masks(graph: Data) -> None:
             del graph[mask]
 
 
-def _info(graph: Data, dataset: DataSet) -> GraphInfo:
+def _info(graph: Data, dataset: DataSet, given: str) -> GraphInfo:
     y: Tensor = graph[dataset.target].y if dataset.target else graph.y
     num_classes = int(y.max()) + 1 if y.dim() == 1 else int(y.shape[1])
     notes: dict[str, Any] = {"licence": dataset.licence, "edges": _EDGE_NOTES[dataset.edges]}
@@ -314,5 +314,6 @@ def _info(graph: Data, dataset: DataSet) -> GraphInfo:
         split=dataset.split,
         class_names=dataset.class_names or tuple(f"class {i}" for i in range(num_classes)),
         node_ids=np.arange(int(y.shape[0])),
+        dataset=given,
         notes=notes,
     )

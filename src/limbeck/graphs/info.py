@@ -33,6 +33,8 @@ class GraphInfo:
             features came as an array.
         scaled_columns: Indices of the columns of ``x`` that a view standardises with the
             mean and deviation of its *observed* nodes; ``None`` for none.
+        dataset: Name by which :func:`limbeck.load_graph` loads it again and whose presets apply;
+            ``""`` for a graph of the user's own.
         notes: Further facts worth printing (directed, licence, what was dropped).
     """
 
@@ -43,6 +45,7 @@ class GraphInfo:
     node_ids: npt.NDArray[Any]
     encoder: FeatureEncoder | None = None
     scaled_columns: npt.NDArray[np.int64] | None = None
+    dataset: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property

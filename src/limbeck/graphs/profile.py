@@ -324,7 +324,7 @@ def _labels(graph: Data) -> LabelProfile:
     counts = torch.bincount(labelled, minlength=graph.info.num_classes).tolist()
     return LabelProfile(
         counts=dict(zip(graph.info.class_names, counts, strict=True)),
-        unlabelled_share=1 - len(labelled) / graph.num_nodes,
+        unlabelled_share=int((graph.y < 0).sum()) / graph.num_nodes,
         largest_share=max(counts) / len(labelled),
     )
 

@@ -29,7 +29,7 @@ from limbeck.features import FeatureEncoder, FeatureRows, SparseRows
 from limbeck.graphs.checks import check_graph
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import csr_tensor
-from limbeck.graphs.table_files import TableFile, find_table, open_table
+from limbeck.table_files import TableFile, find_table, open_table
 
 EdgeDirection = Literal["undirected", "source-to-target", "target-to-source"]
 

@@ -73,6 +73,7 @@ def load_wordnet() -> Data:
     )
     graph.info = GraphInfo(
         name="wordnet",
+        dataset="wordnet",
         source="WordNet 3.0, Princeton University, embedded in Limbeck",
         split="random",
         class_names=LEXICOGRAPHER_FILES,

@@ -72,12 +72,14 @@ class GraphEntry:
 
     Args:
         name: What the graph is called.
+        dataset: Name by which Limbeck loads it again, empty for a graph of the user's own.
         source: Where it came from.
         fingerprint: Digest of its nodes, edges and labels.
         counts: Sizes worth printing; ``counts["nodes"]`` is the number of known nodes.
     """
 
     name: str
+    dataset: str
     source: str
     fingerprint: str
     counts: Mapping[str, int]
@@ -321,6 +323,7 @@ def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
         temperature=calibration.temperature("temperature"),
         graph=GraphEntry(
             name=graph.get("name", str),
+            dataset=graph.get("dataset", str),
             source=graph.get("source", str),
             fingerprint=graph.get("fingerprint", str),
             counts=_parse_counts(graph),

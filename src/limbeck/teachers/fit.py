@@ -59,7 +59,7 @@ def fit_teacher(
     Raises:
         OptionError: Unknown teacher or option, or a value out of range.
     """
-    options = teacher_options(name, view.info.name, **changes)
+    options = teacher_options(name, view.info.dataset, **changes)
     cache = cache or TeacherCache()
     key = key_of(view.fingerprint, view.evaluation_fingerprint, name, options.model_dump(), seed)
     with seeded(seed):
