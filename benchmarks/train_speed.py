@@ -100,8 +100,8 @@ def main() -> None:
     lines = [
         "# Training speed",
         "",
-        f"One GLNN distillation on {arguments.graph}, teacher cached, {epochs} epochs in batches of "
-        f"512, scoring included: **{whole:.2f} s** on {arguments.threads} threads.",
+        f"One GLNN distillation on {arguments.graph}, teacher cached, {epochs} epochs in batches "
+        f"of 512, scoring included: **{whole:.2f} s** on {arguments.threads} threads.",
         "",
         "| loop | ms per epoch, median | min | max | ours / it, median of rounds |",
         "|---|---|---|---|---|",

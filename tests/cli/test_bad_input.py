@@ -46,16 +46,23 @@ BAD_TABLES = {
     "non-numeric feature": ({**NODES, "maker": ["x"] * 60}, EDGES, ["maker", "categorical"]),
     "label missing for a split": (change("label", 0, None), EDGES, ["n0", "label"]),
     "class without a training node": (
-        {**NODES, "label": ["c" if s == "test" else "a" if i % 2 else "b"
-                            for i, s in enumerate(NODES["split"])]},
+        {
+            **NODES,
+            "label": [
+                "c" if s == "test" else "a" if i % 2 else "b" for i, s in enumerate(NODES["split"])
+            ],
+        },
         EDGES,
         ["'c'", "training"],
     ),
     "empty training split": (drop("train"), EDGES, ["train"]),
     "empty validation split": (drop("val"), EDGES, ["val"]),
     "empty test split": (drop("test"), EDGES, ["test"]),
-    "no edges": (NODES, {"source": pa.array([], pa.string()), "target": pa.array([], pa.string())},
-                 ["edges.parquet"]),
+    "no edges": (
+        NODES,
+        {"source": pa.array([], pa.string()), "target": pa.array([], pa.string())},
+        ["edges.parquet"],
+    ),
     "one class": ({**NODES, "label": ["a"] * 60}, EDGES, ["class"]),
 }
 

@@ -77,7 +77,15 @@ def test_distill_from_logits(tmp_path, capsys):
     text = output(
         capsys,
         *("distill", "--graph", "digits", "--logits", str(tmp_path / "logits.npy")),
-        *("--out", str(tmp_path / "b"), "--set", "max_epochs=2", "--json", "--no-latency", "--quiet"),
+        *(
+            "--out",
+            str(tmp_path / "b"),
+            "--set",
+            "max_epochs=2",
+            "--json",
+            "--no-latency",
+            "--quiet",
+        ),
     )
     assert json.loads(text)["teacher"] == "logits"
 
@@ -113,7 +121,9 @@ def test_predict_needs_no_torch(bundle):
 
 
 def test_latency_of_student_and_teacher(bundle, tmp_path, capsys):
-    text = output(capsys, "latency", str(bundle), "--batch-sizes", "1", "--seconds", "0.2", "--json")
+    text = output(
+        capsys, "latency", str(bundle), "--batch-sizes", "1", "--seconds", "0.2", "--json"
+    )
     assert json.loads(text)["student"]["1"]["p50_us"] > 0
     out = str(tmp_path / "digits")
     assert run(["distill", "--graph", "digits", "--out", out, *QUICK]) == 0

@@ -22,7 +22,9 @@ QUICK = {
 def test_a_row_per_cell_and_no_cell_twice(tmp_path, monkeypatch):
     trained = []
     real = bench_module.distill
-    monkeypatch.setattr(bench_module, "distill", lambda *a: (trained.append(a[2].name), real(*a))[1])
+    monkeypatch.setattr(
+        bench_module, "distill", lambda *a: (trained.append(a[2].name), real(*a))[1]
+    )
     table = run_bench(Bench(**QUICK), tmp_path / "out")
     assert table.schema == SCHEMA
     # 3 settings × 2 seeds × (teacher, mlp, glnn); one training serves all settings with a cut

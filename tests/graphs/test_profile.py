@@ -285,6 +285,7 @@ def test_advice_on_twins_empty_rows_and_isolated_nodes() -> None:
 
     assert "59 of 100 nodes (59.0%) have the features and the neighbours of another" in found
     assert "leak" in found
+    assert "79 of 100 nodes (79.0%) have exactly the neighbours of another node" in found
     assert "60 of 100 nodes (60.0%) share their feature row" in found
     assert "40 of 100 nodes (40.0%) have no feature other than zero" in found
     assert "20 of 100 nodes (20.0%) are isolated" in found

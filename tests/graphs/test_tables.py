@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch_geometric.data import Data
 
 from limbeck.errors import GraphError, OptionError, SplitError
-from limbeck.table_files import find_table, open_table
 from limbeck.graphs.tables import read_folder, read_tables
+from limbeck.table_files import find_table, open_table
 
 NODES: dict[str, Any] = {
     "id": ["p0", "p1", "p2", "p3"],

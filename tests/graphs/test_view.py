@@ -42,9 +42,7 @@ def test_nothing_unobserved_is_in_the_observed_graph(setting):
     assert torch.equal(view.observed.x, graph.x[view.nodes[: view.num_observed]])
     # every edge among observed nodes is there, and no other
     observed = set(view.nodes[: view.num_observed].tolist())
-    inside = {
-        (a, b) for a, b in graph.edge_index.t().tolist() if a in observed and b in observed
-    }
+    inside = {(a, b) for a, b in graph.edge_index.t().tolist() if a in observed and b in observed}
     mine = {tuple(pair) for pair in view.nodes[view.observed.edge_index].t().tolist()}
     assert mine == inside
 

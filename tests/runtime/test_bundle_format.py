@@ -312,7 +312,10 @@ def test_names_that_lead_out_of_the_bundle(write_tiny: Callable[..., Path], name
         ("calibration", {"temperature": True}),
         ("calibration", {"temperature": 1e999}),
         ("graph", {"name": "", "dataset": "", "source": "", "fingerprint": "", "counts": {}}),
-        ("graph", {"name": "", "dataset": "", "source": "", "fingerprint": "", "counts": {"nodes": -1}}),
+        (
+            "graph",
+            {"name": "", "dataset": "", "source": "", "fingerprint": "", "counts": {"nodes": -1}},
+        ),
         ("files", {}),
         ("files", {"model.onnx": {"sha256": "0", "bytes": 1}}),
         ("files", {"model.onnx": {"sha256": "0" * 64, "bytes": -1}}),

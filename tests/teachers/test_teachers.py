@@ -33,7 +33,9 @@ def test_conforms(name):
 
 
 def test_sage_with_drawn_neighbours_conforms():
-    check_teacher(teacher_options("sage", "small-graph", fan_out=(5, 5), batch_size=16, max_epochs=30))
+    check_teacher(
+        teacher_options("sage", "small-graph", fan_out=(5, 5), batch_size=16, max_epochs=30)
+    )
 
 
 def test_mean_adjacency_counts_a_self_loop_once_more():
@@ -83,7 +85,9 @@ def test_sgc_equals_pygs():
     theirs.lin.weight.data.copy_(ours.lin.weight.data)
     theirs.lin.bias.data.copy_(ours.bias.data)
     x = torch.randn(4, 3)
-    symmetric = torch.cat([EDGES[:, :1], EDGES[:, 1:2], EDGES[:, 2:3], EDGES[:, 2:3].flip(0)], dim=1)
+    symmetric = torch.cat(
+        [EDGES[:, :1], EDGES[:, 1:2], EDGES[:, 2:3], EDGES[:, 2:3].flip(0)], dim=1
+    )
     torch.testing.assert_close(ours(x, symmetric), theirs(x, symmetric))
 
 

@@ -93,7 +93,9 @@ def test_a_loss_that_is_not_a_number_is_an_error():
 def noisy_run(path: Path, stop_at: int | None) -> dict[str, Tensor]:
     """Train with dropout and shuffled batches; optionally break off in an epoch."""
     with seeded(3):
-        module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(), torch.nn.Linear(8, 2))
+        module = torch.nn.Sequential(
+            torch.nn.Linear(4, 8), torch.nn.Dropout(), torch.nn.Linear(8, 2)
+        )
         x = torch.randn(20, 4)
 
         def losses(epoch: int) -> Iterator[Tensor]:

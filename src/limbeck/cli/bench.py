@@ -47,8 +47,12 @@ def bench(
     """
     from limbeck.evaluation.bench import Bench, run_bench
     from limbeck.evaluation.compare import compare
-    from limbeck.reports.tables import differences_to_terminal, standings_to_terminal
-    from limbeck.reports.tables import to_markdown, to_terminal
+    from limbeck.reports.tables import (
+        differences_to_terminal,
+        standings_to_terminal,
+        to_markdown,
+        to_terminal,
+    )
 
     lists = {"graphs": graphs, "methods": methods, "settings": settings, "teachers": teachers}
     given: dict[str, Any] = {k: split_names(v) for k, v in lists.items() if v is not None}

@@ -15,6 +15,8 @@ def datasets(*, json: bool = False) -> None:
 
     rows = [(name, d.title, d.split, d.source) for name, d in DATASETS.items()]
     if json:
-        show_json([dict(zip(("name", "title", "split", "source"), row, strict=True)) for row in rows])
+        show_json(
+            [dict(zip(("name", "title", "split", "source"), row, strict=True)) for row in rows]
+        )
     else:
         show_table("data sets", ("name", "what it is", "split", "source"), rows)

@@ -83,7 +83,11 @@ def demo(
         return
     figures = limbeck.load(bundle).manifest.latency or {}
     rows = [
-        (who, percent(document["test_accuracy"][who]), percent(document["cold_start_accuracy"][who]))
+        (
+            who,
+            percent(document["test_accuracy"][who]),
+            percent(document["cold_start_accuracy"][who]),
+        )
         for who in ("teacher", "mlp", "glnn")
     ]
     show_table(

@@ -57,7 +57,9 @@ def distill(
     from limbeck.runtime.latency import measure_latency
 
     check_target(out)
-    chosen = limbeck.make_method(method, (source or GraphSource()).graph or "", **parse_settings(set_))
+    chosen = limbeck.make_method(
+        method, (source or GraphSource()).graph or "", **parse_settings(set_)
+    )
     _check_teacher(teacher, teacher_file, logits)
     graph = (source or GraphSource()).load()
     view = limbeck.view(graph, setting, seed, unseen=unseen)

@@ -36,12 +36,12 @@ def latency(
     student = limbeck.load(bundle)
     figures = measure_latency(student, batch_sizes, seconds)
     columns: dict[str, Any] = {"student": figures["x"], "stored answer": figures["nodes"]}
-    document: dict[str, Any] = {"threads": 1, **{k: v for k, v in columns.items()}}
+    document: dict[str, Any] = {"threads": 1, **columns}
     if teacher:
         from limbeck.evaluation.latency import measure_teacher_latency
 
         manifest = student.manifest
-        name = manifest.teacher.get("name")
+        name = str(manifest.teacher.get("name"))
         if not manifest.teacher.get("options"):
             raise OptionError(
                 f"{bundle}: its teacher {name!r} is not one of ours and is not in the bundle, so "

@@ -40,8 +40,8 @@ def _show(kind: str, name: str | None, *, as_json: bool) -> None:
         title = f"{name}: {document['title']}"
         show_table(title, ("option", "default", "range", "meaning"), rows, document["paper"])
     else:
-        rows = [(d["name"], d["title"], d["paper"]) for d in documents]
-        show_table(f"{kind}s", ("name", "what it is", "source"), rows)
+        names_only = [(d["name"], d["title"], d["paper"]) for d in documents]
+        show_table(f"{kind}s", ("name", "what it is", "source"), names_only)
 
 
 def _describe(name: str, options: Any) -> dict[str, Any]:
@@ -73,7 +73,9 @@ def _meanings(options: Any) -> dict[str, str]:
             continue
         for parameter in parse(cls.__doc__ or "", DocstringStyle.GOOGLE).params:
             text = " ".join((parameter.description or "").split())
-            meanings[parameter.arg_name] = text.replace("``", "").replace(":math:", "").replace("`", "")
+            meanings[parameter.arg_name] = (
+                text.replace("``", "").replace(":math:", "").replace("`", "")
+            )
     return meanings
 
 

@@ -73,9 +73,7 @@ class GraphSource:
         return {name: value for name, value in named.items() if value is not None}
 
 
-Settings = Annotated[
-    tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)
-]
+Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)]
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -49,9 +49,7 @@ def predict(
     answers = [
         {
             "node": name,
-            "classes": [
-                {"class": student.classes[c], "probability": float(row[c])} for c in best
-            ],
+            "classes": [{"class": student.classes[c], "probability": float(row[c])} for c in best],
         }
         for name, row, best in zip(names, probabilities, order, strict=True)
     ]
@@ -85,6 +83,8 @@ def _predict_file(student: Any, path: Path) -> Any:
         return student.predict_proba(x=rows)
     from limbeck.table_files import open_table
 
-    columns = [column["name"] for column in (student.manifest.preprocessing or {}).get("columns", [])]
+    columns = [
+        column["name"] for column in (student.manifest.preprocessing or {}).get("columns", [])
+    ]
     table = open_table(path).read(columns)
     return student.predict_proba(x=student.rows_of_table(table, str(path)))

@@ -31,7 +31,7 @@ from limbeck.errors import OptionError, OutputError, unknown_name
 from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
 from limbeck.evaluation.protocol import Run, distill
 from limbeck.graphs.load import load_graph
-from limbeck.graphs.view import SETTINGS, View, make_view
+from limbeck.graphs.view import SETTINGS, make_view
 from limbeck.methods import make_method
 from limbeck.registry import names
 from limbeck.runtime.latency import measure_latency
@@ -204,9 +204,7 @@ def run_bench(
     bench.check_names()
     folder = _prepare(Path(out))
     plan = list(groups(bench))
-    done = 0
-    for group in _compute(bench, folder, plan, workers):
-        done += 1
+    for done, group in enumerate(_compute(bench, folder, plan, workers), start=1):
         if on_group is not None:
             on_group(group, done, len(plan))
     table = collect(bench, folder)

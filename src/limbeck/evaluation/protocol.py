@@ -18,11 +18,11 @@ from limbeck.evaluation.calibration import fit_temperature
 from limbeck.evaluation.metrics import accuracy, cut_consistency, score
 from limbeck.evaluation.slices import score_slices
 from limbeck.export.bundle import export_bundle
+from limbeck.graphs.cache import cache_folder
 from limbeck.graphs.view import View
 from limbeck.methods import Method, make_method
 from limbeck.runtime.predictor import BundledStudent
 from limbeck.students.inputs import NodeInputs
-from limbeck.teachers.cache import cache_folder
 from limbeck.teachers.knowledge import FittedTeacher
 from limbeck.teachers.own import Teacher, TeacherSource, knowledge_from
 from limbeck.training.loop import Checkpoint, History, seeded
@@ -291,8 +291,8 @@ def _checkpoint(view: View, teacher: FittedTeacher | None, method: Method, seed:
 def predict_logits(student: torch.nn.Module, inputs: NodeInputs) -> Tensor:
     """A student's logits ``[B, C]`` in eval mode, in blocks of nodes."""
     student.eval()
-    blocks = [student(inputs.take(block)) for block in torch.arange(len(inputs)).split(EVAL_BLOCK)]
-    return torch.cat(blocks)
+    blocks = torch.split(torch.arange(len(inputs)), EVAL_BLOCK)
+    return torch.cat([student(inputs.take(block)) for block in blocks])
 
 
 def _with_share(part: Part, share: float) -> Part:

@@ -40,7 +40,7 @@ def mean_adjacency(edge_index: Tensor, num_nodes: int) -> Tensor:
 
 
 def symmetric_adjacency(edge_index: Tensor, num_nodes: int) -> Tensor:
-    r""":math:`\hat D^{-1/2} \hat A \hat D^{-1/2}` with one self-loop per node (Kipf and Welling)."""
+    r""":math:`\hat D^{-1/2} \hat A \hat D^{-1/2}` with one self-loop per node (GCN)."""
     edges, _ = add_remaining_self_loops(edge_index, num_nodes=num_nodes)
     scale = degree(edges[1], num_nodes).pow(-0.5)
     return plain_adjacency(edges, num_nodes, scale[edges[0]] * scale[edges[1]])

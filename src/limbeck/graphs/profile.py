@@ -445,7 +445,7 @@ def _advice_on_duplicates(duplicates: DuplicateProfile, num_nodes: int) -> Itera
             "another node: such twins leak answers from training to test nodes, so drop all but "
             "one of them or keep them in one part of the split."
         )
-    elif duplicates.same_neighbors >= 0.2 * num_nodes:
+    if duplicates.same_neighbors >= 0.2 * num_nodes:
         yield (
             f"{_part(duplicates.same_neighbors, num_nodes)} have exactly the neighbours of another "
             "node: where these nodes have few neighbours that is ordinary, else they may be copies "

@@ -256,7 +256,9 @@ def _observe(everything: Data, num_observed: int, labelled: Tensor) -> Data:
     edge_index, _ = subgraph(nodes, everything.edge_index, num_nodes=num_nodes)
     y = torch.full((num_observed,), HIDDEN_LABEL, dtype=torch.int64)
     y[labelled] = everything.y[labelled]
-    return Data(x=take_rows(everything.x, nodes), edge_index=edge_index, y=y, num_nodes=num_observed)
+    return Data(
+        x=take_rows(everything.x, nodes), edge_index=edge_index, y=y, num_nodes=num_observed
+    )
 
 
 def _fit_scaling(x: Tensor, info: GraphInfo) -> Scaling | None:

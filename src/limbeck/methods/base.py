@@ -113,7 +113,6 @@ class Method(Options, ABC):
             progress: Label of the progress bar on stderr; ``None`` shows none.
         """
 
-
     def build_mlp(self, view: View) -> MLP:
         """A fresh MLP of this method's size for the view's features and classes."""
         return MLP(

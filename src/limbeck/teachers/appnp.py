@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import torch
@@ -52,7 +53,7 @@ class APPNP(GNN):
         self.edge_dropout = edge_dropout
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.lins = torch.nn.ModuleList(
-            torch.nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths)
         )
         self.propagation = Propagation(steps, alpha, normalize=False)
 
@@ -85,7 +86,7 @@ class APPNPOptions(TeacherOptions):
     """
 
     name: ClassVar[str] = "appnp"
-    title: ClassVar[str] = 'predict then propagate: personalised PageRank behind an MLP'
+    title: ClassVar[str] = "predict then propagate: personalised PageRank behind an MLP"
     paper: ClassVar[str] = "https://arxiv.org/abs/1810.05997"
     hidden_channels: PositiveInt = 128
     weight_decay: float = Field(default=0.01, ge=0)

@@ -12,22 +12,18 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from platformdirs import user_cache_path
 
 from limbeck.errors import OutputError
+from limbeck.graphs.cache import cache_folder
 from limbeck.teachers.knowledge import Answers, Knowledge
 
 # Part of every key: raise it when training or the stored form changes.
 GENERATION = 1
 
 
-def cache_folder() -> Path:
-    """Folder of Limbeck's caches: ``LIMBECK_CACHE``, else the user's cache folder."""
-    named = os.environ.get("LIMBECK_CACHE")
-    return Path(named) if named else user_cache_path("limbeck")
-
-
-def key_of(fingerprint: str, nodes_fingerprint: str, name: str, options: dict[str, Any], seed: int) -> str:
+def key_of(
+    fingerprint: str, nodes_fingerprint: str, name: str, options: dict[str, Any], seed: int
+) -> str:
     """Key of a teacher: what it saw, whom it is asked about, what it is, and its seed."""
     parts = [GENERATION, torch.__version__, fingerprint, nodes_fingerprint, name, options, seed]
     text = json.dumps(parts, sort_keys=True, default=str)
@@ -63,7 +59,13 @@ class TeacherCache:
         """The record stored under a key, or ``None``."""
         try:
             record: dict[str, Any] = torch.load(self.path(key), weights_only=True)
-        except (FileNotFoundError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile):
+        except (
+            FileNotFoundError,
+            EOFError,
+            RuntimeError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ):
             return None
         return record
 
@@ -95,4 +97,6 @@ class TeacherCache:
 
 
 def _shallow(record: Knowledge | Answers) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+    """The fields of a record; those that are ``None``, a default everywhere, are left out."""
+    fields = {name: getattr(record, name) for name in record.__dataclass_fields__}
+    return {name: value for name, value in fields.items() if value is not None}

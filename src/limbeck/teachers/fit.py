@@ -15,7 +15,7 @@ from limbeck.graphs.view import View
 from limbeck.registry import resolve
 from limbeck.teachers.base import GNN, TeacherOptions
 from limbeck.teachers.cache import TeacherCache, key_of
-from limbeck.teachers.knowledge import Answers, FittedTeacher, Knowledge, ask
+from limbeck.teachers.knowledge import Answers, FittedTeacher, Knowledge, ask, with_noise
 from limbeck.training.loop import Checkpoint, History, batches, fit, seeded
 from limbeck.training.options import preset
 from limbeck.training.sampler import NeighborSampler
@@ -78,7 +78,7 @@ def fit_teacher(
     module.eval()
     return FittedTeacher(
         name=name,
-        knowledge=Knowledge(**record["knowledge"]),
+        knowledge=with_noise(Knowledge(**record["knowledge"]), module, view),
         answers=Answers(**record["answers"]),
         module=module,
         options=options.model_dump(),

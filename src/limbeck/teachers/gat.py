@@ -85,7 +85,7 @@ class GATOptions(TeacherOptions):
     """
 
     name: ClassVar[str] = "gat"
-    title: ClassVar[str] = 'graph attention network'
+    title: ClassVar[str] = "graph attention network"
     paper: ClassVar[str] = "https://arxiv.org/abs/1710.10903"
     dropout: Probability = 0.6
     heads: PositiveInt = 8

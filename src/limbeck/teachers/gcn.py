@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import torch
@@ -50,7 +51,7 @@ class GCN(GNN):
         self.input_dropout = input_dropout
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.convs = torch.nn.ModuleList(
-            GCNConv(a, b, normalize=False) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            GCNConv(a, b, normalize=False) for a, b in itertools.pairwise(widths)
         )
         self.norms = torch.nn.ModuleList(make_norm(norm, width) for width in widths[1:-1])
 
@@ -81,7 +82,7 @@ class GCNOptions(TeacherOptions):
     """
 
     name: ClassVar[str] = "gcn"
-    title: ClassVar[str] = 'graph convolutional network'
+    title: ClassVar[str] = "graph convolutional network"
     paper: ClassVar[str] = "https://arxiv.org/abs/1609.02907"
     norm: Norm = "none"
     input_dropout: Probability = 0.0

@@ -80,7 +80,7 @@ class GCNIIOptions(TeacherOptions):
     """
 
     name: ClassVar[str] = "gcnii"
-    title: ClassVar[str] = 'deep graph convolutions, initial residual and identity mapping'
+    title: ClassVar[str] = "deep graph convolutions, initial residual and identity mapping"
     paper: ClassVar[str] = "https://arxiv.org/abs/2007.02133"
     num_layers: PositiveInt = 16
     dropout: Probability = 0.6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import torch
@@ -52,7 +53,7 @@ class GPRGNN(GNN):
         self.propagation_dropout = propagation_dropout
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.lins = torch.nn.ModuleList(
-            torch.nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths)
         )
         weights = alpha * (1 - alpha) ** torch.arange(steps + 1, dtype=torch.float32)
         weights[-1] = (1 - alpha) ** steps
@@ -90,7 +91,7 @@ class GPRGNNOptions(TeacherOptions):
     """
 
     name: ClassVar[str] = "gpr-gnn"
-    title: ClassVar[str] = 'generalised PageRank with learnt weights per hop'
+    title: ClassVar[str] = "generalised PageRank with learnt weights per hop"
     paper: ClassVar[str] = "https://arxiv.org/abs/2006.07988"
     steps: PositiveInt = 10
     alpha: float = Field(default=0.1, ge=0, le=1)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from limbeck.errors import TeacherError
+from limbeck.graphs.sparse import is_csr
 from limbeck.graphs.view import View
+from limbeck.teachers.base import GNN
+
+NOISE_ROWS = 4096
+"""Nodes whose noise is drawn at once, so that it never takes as much memory as the features."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +29,24 @@ class Knowledge:
             teacher that is only logits.
         depth: Number of graph layers, ``None`` if not known.
         name: What the teacher is called in tables.
+        ask_noisy: Computes :attr:`noisy_logits`; ``None`` for a teacher that is only logits.
     """
 
     logits: Tensor
     hidden: dict[str, Tensor] = field(default_factory=dict)
     depth: int | None = None
     name: str = "logits"
+    ask_noisy: Callable[[], Tensor] | None = field(default=None, repr=False)
+
+    @cached_property
+    def noisy_logits(self) -> Tensor | None:
+        """Logits ``[observed, C]`` under noisy features, ``None`` if there is no network to ask.
+
+        One draw of standard normal noise on every (standardised) feature of the observed nodes,
+        the same for every teacher of a view. It is computed when a method first reads it: few
+        methods do, and sparse features must become dense for it.
+        """
+        return None if self.ask_noisy is None else self.ask_noisy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +110,9 @@ def check_logits(logits: Tensor, rows: int, classes: int, where: str) -> Tensor:
 
 
 @torch.no_grad()
-def ask(module: torch.nn.Module, view: View, name: str, depth: int | None) -> tuple[Knowledge, Answers]:
+def ask(
+    module: torch.nn.Module, view: View, name: str, depth: int | None
+) -> tuple[Knowledge, Answers]:
     """Ask a trained module for everything it knows about a view.
 
     Observed nodes are asked on the observed graph; unseen ones with the full graph restored,
@@ -102,7 +123,7 @@ def ask(module: torch.nn.Module, view: View, name: str, depth: int | None) -> tu
     where = f"teacher {name!r}"
     rows, classes = view.num_observed, view.num_classes
     hidden: dict[str, Tensor] = {}
-    if hasattr(module, "layers") and hasattr(module, "prepare"):
+    if isinstance(module, GNN):
         layers = module.layers(observed.x, module.prepare(observed.edge_index, rows))
         logits = layers.pop("logits")
         hidden = layers
@@ -117,6 +138,35 @@ def ask(module: torch.nn.Module, view: View, name: str, depth: int | None) -> tu
         logits = _call(module, graph.x, graph.edge_index, name)
         unseen.append(check_logits(logits, total, classes, where)[rows:])
     return knowledge, Answers(knowledge.logits, *unseen)
+
+
+def with_noise(knowledge: Knowledge, module: torch.nn.Module, view: View) -> Knowledge:
+    """The same knowledge, whose :attr:`~Knowledge.noisy_logits` come from ``module``."""
+    return replace(knowledge, ask_noisy=partial(ask_noisy, module, view, knowledge.name))
+
+
+@torch.no_grad()
+def ask_noisy(module: torch.nn.Module, view: View, name: str) -> Tensor:
+    """Ask a trained module about the observed graph with standard normal noise on all features.
+
+    The noise is drawn from the fingerprint of what the view observes, so it depends on neither
+    the caller's random numbers nor anything unseen.
+
+    Returns:
+        Logits ``[observed, C]``, float32.
+
+    Raises:
+        TeacherError: The module's answer does not fit the graph.
+    """
+    module.eval()
+    x = view.observed.x.to_dense() if is_csr(view.observed.x) else view.observed.x.clone()
+    generator = torch.Generator().manual_seed(int(view.fingerprint[:12], 16))
+    for rows in x.split(NOISE_ROWS):
+        rows.add_(torch.randn(rows.shape, generator=generator))
+    logits = _call(module, x, view.observed.edge_index, name)
+    return check_logits(
+        logits, view.num_observed, view.num_classes, f"teacher {name!r} under noise"
+    )
 
 
 def _call(module: torch.nn.Module, x: Tensor, edge_index: Tensor, name: str) -> Tensor:

@@ -67,7 +67,7 @@ class LINKXOptions(TeacherOptions):
     """Hyper-parameters of :class:`LINKX`; it needs the whole graph and draws no neighbours."""
 
     name: ClassVar[str] = "linkx"
-    title: ClassVar[str] = 'MLP on adjacency rows beside an MLP on features'
+    title: ClassVar[str] = "MLP on adjacency rows beside an MLP on features"
     paper: ClassVar[str] = "https://arxiv.org/abs/2110.14446"
     max_epochs: PositiveInt = 500
     patience: PositiveInt = 100

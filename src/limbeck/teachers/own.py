@@ -18,7 +18,14 @@ from torch import Tensor
 
 from limbeck.errors import TeacherError
 from limbeck.graphs.view import View
-from limbeck.teachers.knowledge import Answers, FittedTeacher, Knowledge, ask, check_logits
+from limbeck.teachers.knowledge import (
+    Answers,
+    FittedTeacher,
+    Knowledge,
+    ask,
+    check_logits,
+    with_noise,
+)
 
 
 @runtime_checkable
@@ -83,6 +90,7 @@ class Teacher:
         name = self.name or type(self.module).__name__
         knowledge, answers = ask(self.module, view, name, depth=None)
         count = sum(parameter.numel() for parameter in self.module.parameters())
+        knowledge = with_noise(knowledge, self.module, view)
         return FittedTeacher(name, knowledge, answers, self.module, num_parameters=count)
 
 
@@ -184,8 +192,13 @@ def _read(path: Path, name: str) -> LogitsTeacher:
     try:
         return readers[path.suffix](path, name)
     except (
-        OSError, EOFError, ValueError, RuntimeError, pa.ArrowException,
-        pickle.UnpicklingError, zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        pa.ArrowException,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
     ) as error:
         if isinstance(error, TeacherError):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import torch
@@ -49,7 +50,7 @@ class SAGE(GNN):
         self.dropout = dropout
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.lins = torch.nn.ModuleList(
-            torch.nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths)
         )
         self.norms = torch.nn.ModuleList(make_norm(norm, width) for width in widths[1:-1])
         self.reset_parameters()

@@ -52,7 +52,7 @@ class SGCOptions(TeacherOptions):
     """
 
     name: ClassVar[str] = "sgc"
-    title: ClassVar[str] = 'simple graph convolution: one linear map and a few hops'
+    title: ClassVar[str] = "simple graph convolution: one linear map and a few hops"
     paper: ClassVar[str] = "https://arxiv.org/abs/1902.07153"
     lr: float = Field(default=0.2, gt=0)
     weight_decay: float = Field(default=5e-5, ge=0)

@@ -40,7 +40,9 @@ def check_teacher(options: TeacherOptions, *, min_accuracy: float = 0.6) -> None
         as_csr = module(graph.x.to_sparse_csr(), graph.edge_index)
         torch.testing.assert_close(as_csr, logits, rtol=1e-4, atol=1e-4)
         no_edges = module(graph.x, graph.edge_index[:, :0])
-        assert torch.isfinite(no_edges).all(), "a graph without edges gives logits that are not finite"
+        assert torch.isfinite(no_edges).all(), (
+            "a graph without edges gives logits that are not finite"
+        )
     states = []
     for _ in range(2):
         with seeded(0):
