@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 
 from limbeck.errors import GraphError
 from limbeck.graphs.sparse import is_csr
@@ -30,6 +30,7 @@ def check_graph(data: Data, where: str) -> None:
     Raises:
         GraphError: One sentence that names the first thing found wrong.
     """
+    check_kind(data, where)
     _check_features(data.get("x"), data, where)
     num_nodes = int(data["x"].shape[0])
     _check_edges(data.get("edge_index"), num_nodes, data, where)
@@ -42,6 +43,25 @@ def check_graph(data: Data, where: str) -> None:
             raise GraphError(
                 f"{where} has a label {int(data['y'].max())}, but {info.num_classes} classes."
             )
+
+
+def check_kind(data: Any, where: str) -> None:
+    """Refuse a graph of a kind that cannot be distilled yet: several node types, several labels.
+
+    Raises:
+        GraphError: It is one.
+    """
+    if isinstance(data, HeteroData):
+        raise GraphError(
+            f"{where} has {len(data.node_types)} types of nodes: give a graph with one type, a PyG "
+            "Data; heterogeneous graphs can be loaded but not distilled yet."
+        )
+    y = data.get("y")
+    if isinstance(y, Tensor) and y.dim() == 2 and y.shape[1] > 1:
+        raise GraphError(
+            f"{where} has {y.shape[1]} labels per node: give one class per node; tasks with "
+            "several labels can be loaded but not distilled yet."
+        )
 
 
 def _check_features(x: Any, data: Data, where: str) -> None:

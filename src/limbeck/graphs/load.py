@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch_geometric.data import Data
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
 
 from limbeck.errors import GraphError, OptionError, unknown_name
 from limbeck.graphs.checks import check_graph
@@ -38,7 +39,7 @@ def load_graph(
         OptionError: Unknown name, or options that do not belong to the source.
         GraphError: The graph is not usable; the sentence says where and why.
     """
-    if isinstance(source, Data):
+    if isinstance(source, Data | HeteroData):
         _no_table_options(table_options, "a PyG Data")
         return from_data(source)
     text = os.fspath(source)
@@ -58,8 +59,10 @@ def from_data(data: Data, name: str = "graph") -> Data:
     Raises:
         GraphError: ``x``, ``edge_index`` or ``y`` is missing or not usable.
     """
-    check_graph(data, f"the graph {name!r}")
     graph = data.clone()
+    if isinstance(graph.get("x"), Tensor):
+        graph.x = graph.x.float()
+    check_graph(graph, f"the graph {name!r}")
     if getattr(graph, "info", None) is not None:
         return graph
     masks = [key for key in ("train_mask", "val_mask", "test_mask") if key in graph]
@@ -72,7 +75,6 @@ def from_data(data: Data, name: str = "graph") -> Data:
     if masks:
         rule = "columns" if graph.train_mask.dim() == 2 else "fixed"
     num_classes = int(graph.y.max()) + 1
-    graph.x = graph.x.float()
     graph.info = GraphInfo(
         name=name,
         source="PyG Data",

@@ -26,6 +26,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import subgraph
 
 from limbeck.errors import OptionError, SplitError, unknown_name
+from limbeck.graphs.checks import check_kind
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import is_csr, take_rows, with_values
 from limbeck.graphs.splits import split_nodes
@@ -187,8 +188,10 @@ def make_view(
     Raises:
         OptionError: The setting is unknown or ``unseen`` is not between 0 and 1.
         SplitError: The split is unusable, or too small for the cut.
+        GraphError: The graph has several types of nodes or several labels per node.
     """
     known = _known_setting(setting)
+    check_kind(graph, f"graph {graph.info.name!r}")
     if not 0 < unseen < 1:
         raise OptionError(f"option 'unseen' is {unseen}: it must lie between 0 and 1.")
     split = split_nodes(graph, seed)
