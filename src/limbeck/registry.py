@@ -17,6 +17,7 @@ from limbeck.errors import unknown_name
 METHODS = {
     "mlp": "limbeck.methods.mlp:PlainMLP",
     "glnn": "limbeck.methods.glnn:GLNN",
+    "nosmog": "limbeck.methods.nosmog:NOSMOG",
 }
 
 TEACHERS = {

@@ -98,13 +98,13 @@ def test_a_model_that_differs_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_students_that_read_more_than_x() -> None:
-    class Positional(MLP):
+    class Banded(MLP):
         @property
         def inputs(self) -> tuple[InputSpec, ...]:
-            return (InputSpec("x", WIDTH), InputSpec("position", 2))
+            return (InputSpec("x", WIDTH), InputSpec("bands", 2))
 
-    with pytest.raises(OptionError, match="Positional reads x, position"):
-        to_onnx(Positional(WIDTH, 5, CLASSES))
+    with pytest.raises(OptionError, match="Banded reads x, bands"):
+        to_onnx(Banded(WIDTH, 5, CLASSES))
 
 
 @pytest.mark.parametrize(

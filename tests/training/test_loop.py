@@ -60,6 +60,21 @@ def test_patience_counts_epochs_without_a_new_best():
     assert history.best_epoch == 0
 
 
+def test_scores_of_the_warm_up_do_not_count():
+    module = counter()
+    history, seen = train(module, [0.99, 0.9, 0.5, 0.4, 0.3, 0.6], patience=2, warm_up=2)
+    assert history.val_score == [0.99, 0.9, 0.5, 0.4, 0.3]  # noted; patience counts from epoch 2
+    assert history.best_epoch == 2
+    assert history.best_score == 0.5
+    assert float(module.weight.detach()) == seen[2]
+
+
+def test_a_warm_up_longer_than_the_patience_is_free():
+    history, seen = train(counter(), [0.9, 0.1, 0.1, 0.1, 0.5, 0.6], patience=1, warm_up=4)
+    assert len(seen) == 6
+    assert history.best_epoch == 5
+
+
 def test_adam_takes_one_step_per_loss():
     module = counter()
     steps = 0

@@ -32,7 +32,7 @@ from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
 from limbeck.evaluation.protocol import Run, distill
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.view import SETTINGS, make_view
-from limbeck.methods import make_method
+from limbeck.methods import Method, make_method
 from limbeck.registry import names
 from limbeck.runtime.latency import measure_latency
 from limbeck.runtime.predictor import load_bundle
@@ -273,7 +273,7 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
     for name in _missing(bench, folder, group):
         if name == TEACHER:
             continue
-        method = make_method(name, group.graph, **bench.method_options.get(name, {}))
+        method = _method(bench, group, name)
         reset_peak_memory()
         run = distill(view, teacher, method, group.seed)
         peak = peak_memory_mb()
@@ -304,6 +304,11 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
             )
         _write_cell(_cell_path(bench, folder, group, TEACHER), teacher_rows)
         _write_cell(_cell_path(bench, folder, group, name), rows)
+
+
+def _method(bench: Bench, group: Group, name: str) -> Method:
+    options = bench.method_options.get(name, {})
+    return make_method(name, group.graph, group.settings[0], **options)
 
 
 def _row(group: Group, setting: str, method: str, scores: dict[str, Any]) -> dict[str, Any]:
@@ -352,7 +357,7 @@ def _cell_path(bench: Bench, folder: Path, group: Group, name: str) -> Path:
     method = (
         {}
         if name == TEACHER
-        else make_method(name, group.graph, **bench.method_options.get(name, {})).model_dump()
+        else _method(bench, group, name).model_dump()
     )
     teacher = teacher_options(
         group.teacher, group.graph, **bench.teacher_options.get(group.teacher, {})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from limbeck.graphs.cache import cache_folder
 from limbeck.graphs.view import View
 from limbeck.methods import Method, make_method
 from limbeck.runtime.predictor import BundledStudent
-from limbeck.students.inputs import NodeInputs
-from limbeck.teachers.knowledge import FittedTeacher
+from limbeck.students.inputs import NodeInputs, ViewInputs
+from limbeck.teachers.knowledge import Answers, FittedTeacher
 from limbeck.teachers.own import Teacher, TeacherSource, knowledge_from
 from limbeck.training.loop import Checkpoint, History, seeded
 
@@ -31,6 +31,7 @@ EVAL_BLOCK = 16_384
 """Nodes per forward pass in evaluation."""
 
 Scores = dict[str, Any]
+Condition = Literal["observed", "unseen", "isolated"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,7 @@ class Run:
         teacher: The teacher, ``None`` for a method without one.
         student: The trained student, in eval mode.
         history: How its training went.
+        inputs: What the student is given of the view's nodes, in each condition.
         seed: Seed of its weights, dropout and batches.
     """
 
@@ -68,18 +70,23 @@ class Run:
     teacher: FittedTeacher | None
     student: torch.nn.Module
     history: History
+    inputs: ViewInputs
     seed: int
 
     @cached_property
-    def logits(self) -> Tensor:
-        """The student's logits for all nodes of ``view.everything``, ``[N, C]``."""
-        return predict_logits(self.student, NodeInputs(x=self.view.everything.x))
+    def answers(self) -> Answers:
+        """The student's logits for observed nodes, and for unseen ones with and without edges."""
+        observed = predict_logits(self.student, self.inputs.observed)
+        unseen = predict_logits(self.student, self.inputs.unseen)
+        if self.inputs.isolated is self.inputs.unseen:
+            return Answers(observed, unseen, unseen)
+        return Answers(observed, unseen, predict_logits(self.student, self.inputs.isolated))
 
     @cached_property
     def temperature(self) -> float:
         """Temperature that calibrates the student on validation nodes."""
         val = self.view.val
-        return fit_temperature(self.logits[val], self.view.observed.y[val])
+        return fit_temperature(self.answers.observed[val], self.view.observed.y[val])
 
     @cached_property
     def scores(self) -> Scores:
@@ -89,19 +96,12 @@ class Run:
         ``test_macro_f1``, ``test_roc_auc``, ``ece``, ``brier``, ``agreement`` and
         ``cut_consistency``; ``slices`` holds accuracy by degree, local homophily and class.
         """
-        view = self.view
-        student = self._scores_of(self.logits, [part.student for part in self.parts])
+        student = self._scores_of(self.answers, [part.student for part in self.parts])
         student["temperature"] = self.temperature
-        if self.teacher is None:
+        theirs = [part.teacher for part in self.parts if part.teacher is not None]
+        if self.teacher is None or len(theirs) < len(self.parts):
             return {"teacher": None, "student": student}
-        answers = self.teacher.answers
-        theirs = [part.teacher for part in self.parts]
-        whole = answers.observed
-        if view.has_unseen and answers.unseen is not None:
-            whole = torch.cat([answers.observed, answers.unseen])
-        if any(logits is None for logits in theirs):
-            return {"teacher": None, "student": student}
-        return {"teacher": self._scores_of(whole, cast("list[Tensor]", theirs)), "student": student}
+        return {"teacher": self._scores_of(self.teacher.answers, theirs), "student": student}
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -125,6 +125,7 @@ class Run:
             self.teacher,
             self.student,
             self.history,
+            self.inputs,
             self.seed,
         )
 
@@ -150,7 +151,10 @@ class Run:
         return export_bundle(
             path,
             student=self.student,
-            inputs=NodeInputs(x=view.graph.x),
+            inputs=self._known_inputs(),
+            observed=torch.empty(len(view.nodes), dtype=torch.bool)
+            .index_fill_(0, view.nodes, False)
+            .index_fill_(0, view.nodes[: view.num_observed], True),
             graph_info=info,
             method=self.method.name,
             student_name=type(self.student).__name__.lower(),
@@ -171,31 +175,37 @@ class Run:
             latency=latency,
         )
 
-    def _part(self, nodes: Tensor, condition: str) -> Part:
-        teacher = None
-        if self.teacher is not None:
-            answers = getattr(self.teacher.answers, condition)
-            first = 0 if condition == "observed" else self.view.num_observed
-            teacher = None if answers is None else answers[nodes - first]
-        return Part(1.0, nodes, self.logits[nodes], teacher)
+    def _known_inputs(self) -> NodeInputs:
+        """Raw inputs of all nodes in the graph's own order, unseen ones as they arrive."""
+        ours = self.inputs
+        if ours.observed.position is None or ours.unseen.position is None:
+            return NodeInputs(self.view.graph.x)
+        position = torch.cat([ours.observed.position, ours.unseen.position])
+        return NodeInputs(self.view.graph.x, position[self.view.nodes.argsort()])
 
-    def _scores_of(self, whole: Tensor, answers: list[Tensor]) -> Scores:
+    def _part(self, nodes: Tensor, condition: Condition) -> Part:
+        student = _answers_for(self.answers, nodes, condition)
+        assert student is not None
+        theirs = None
+        if self.teacher is not None:
+            theirs = _answers_for(self.teacher.answers, nodes, condition)
+        return Part(1.0, nodes, student, theirs)
+
+    def _scores_of(self, answers: Answers, logits: list[Tensor]) -> Scores:
         view, labels = self.view, self.view.everything.y
-        scores: Scores = {
-            "val_accuracy": accuracy(whole[view.val], labels[view.val]),
-        }
+        scores: Scores = {"val_accuracy": accuracy(answers.observed[view.val], labels[view.val])}
         figures = [
-            (part.share, score(logits, labels[part.nodes], part.teacher))
-            for part, logits in zip(self.parts, answers, strict=True)
+            (part.share, score(ours, labels[part.nodes], part.teacher))
+            for part, ours in zip(self.parts, logits, strict=True)
         ]
         for name in ("accuracy", "macro_f1", "roc_auc"):
             scores[f"test_{name}"] = _weighted(figures, name)
         for name in ("ece", "brier", "agreement"):
             scores[name] = _weighted(figures, name)
         scores["num_test_nodes"] = sum(len(part.nodes) for part in self.parts)
-        observed = whole[: view.num_observed]
-        scores["cut_consistency"] = cut_consistency(observed.softmax(1), view.observed.edge_index)
-        scores["slices"] = self._slices(answers)
+        probabilities = answers.observed.softmax(1)
+        scores["cut_consistency"] = cut_consistency(probabilities, view.observed.edge_index)
+        scores["slices"] = self._slices(logits)
         return scores
 
     def _slices(self, answers: list[Tensor]) -> Scores:
@@ -238,7 +248,7 @@ def distill(
         TeacherError: The method needs a teacher, or the teacher does not fit the graph.
     """
     if isinstance(method, str):
-        method = make_method(method, view.info.dataset, **changes)
+        method = make_method(method, view.info.dataset, view.setting, **changes)
     elif changes:
         method = method.replace(**changes)
     fitted = as_fitted(view, teacher)
@@ -251,7 +261,7 @@ def distill(
             checkpoint=_checkpoint(view, fitted, method, seed) if resume else None,
             progress=method.name if progress else None,
         )
-    return Run(view, method, fitted, distilled.student, distilled.history, seed)
+    return Run(view, method, fitted, distilled.student, distilled.history, distilled.inputs, seed)
 
 
 def as_fitted(
@@ -293,6 +303,13 @@ def predict_logits(student: torch.nn.Module, inputs: NodeInputs) -> Tensor:
     student.eval()
     blocks = torch.split(torch.arange(len(inputs)), EVAL_BLOCK)
     return torch.cat([student(inputs.take(block)) for block in blocks])
+
+
+def _answers_for(answers: Answers, nodes: Tensor, condition: Condition) -> Tensor | None:
+    """Logits of some test nodes: rows of the observed ones, or of those behind them."""
+    first = 0 if condition == "observed" else len(answers.observed)
+    logits: Tensor | None = getattr(answers, condition)
+    return None if logits is None else logits[nodes - first]
 
 
 def _with_share(part: Part, share: float) -> Part:

@@ -17,12 +17,20 @@ import torch
 import limbeck
 from limbeck.errors import OptionError
 from limbeck.export.card import make_card
-from limbeck.export.onnx import PROBE_ROWS, RawStudent, Scaling, check_scaling, input_width, to_onnx
+from limbeck.export.onnx import (
+    PROBE_ROWS,
+    RawStudent,
+    Scaling,
+    check_scaling,
+    input_widths,
+    to_onnx,
+)
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import is_csr
 from limbeck.runtime.bundle import (
     CARD,
     FORMAT,
+    INPUTS,
     MANIFEST,
     MODEL,
     check_target,
@@ -57,6 +65,7 @@ def export_bundle(
     temperature: float = 1.0,
     scaling: Scaling | None = None,
     latency: Latency | None = None,
+    observed: torch.Tensor | None = None,
 ) -> Path:
     """Write the bundle of a trained student, whole or not at all.
 
@@ -79,6 +88,8 @@ def export_bundle(
             each; ``None`` for none.
         latency: Measured latency, or what measures it on the finished student before it is
             written, such as :func:`limbeck.runtime.measure_latency`; ``None`` leaves it out.
+        observed: Which known nodes training observed, bool ``[N]``; all by default. A new node
+            takes its position from such neighbours.
 
     Returns:
         The folder.
@@ -90,8 +101,9 @@ def export_bundle(
         ParityError: ONNX Runtime answers differently from torch.
     """
     check_target(path)  # before the work, not only after it
-    inputs = NodeInputs(x=inputs.x.detach().cpu())
-    width = input_width(student)
+    inputs = _on_cpu(inputs)
+    widths = input_widths(student)
+    width = widths[0]
     check_scaling(scaling, width)
     _check_inputs(graph_info, inputs, width)
     rows = _raw_rows(inputs)
@@ -102,7 +114,10 @@ def export_bundle(
         "method": method,
         "student": student_name,
         "classes": list(graph_info.class_names),
-        "inputs": [{"name": "x", "dtype": "float32", "width": width}],
+        "inputs": [
+            {"name": name, "dtype": "float32", "width": width}
+            for name, width in zip(INPUTS, widths, strict=False)
+        ],
         "preprocessing": None if graph_info.encoder is None else graph_info.encoder.to_json(),
         "hyper_parameters": dict(hyper_parameters),
         "teacher": dict(teacher),
@@ -120,7 +135,14 @@ def export_bundle(
         "versions": _versions(),
     }
     model = to_onnx(student, scaling, probe=_probe(inputs))
-    store = store_arrays(graph_info.node_ids, rows, logits)
+    position = None if inputs.position is None else inputs.position.numpy()
+    store = store_arrays(
+        graph_info.node_ids,
+        rows,
+        logits,
+        position,
+        None if observed is None else observed.cpu().numpy(),
+    )
     if callable(latency):
         latency = latency(_in_memory(fields, model, store))
     fields["latency"] = None if latency is None else dict(latency)
@@ -140,26 +162,32 @@ def known_logits(
         scaling: Mean and deviation that features were standardised with in training.
     """
     raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
-    inputs = NodeInputs(x=inputs.x.detach().cpu())
+    inputs = _on_cpu(inputs)
     blocks = []
     with torch.no_grad():
         # one empty block where there is no node, for the number of classes
         for start in range(0, max(len(inputs), 1), BLOCK_ROWS):
             index = torch.arange(start, min(start + BLOCK_ROWS, len(inputs)))
-            blocks.append(raw_student(_dense(inputs.take(index).x)).numpy())
+            blocks.append(raw_student(*_dense(inputs.take(index))).numpy())
     return np.concatenate(blocks)
 
 
-def _dense(x: torch.Tensor) -> torch.Tensor:
-    return x.to_dense() if is_csr(x) else x
+def _on_cpu(inputs: NodeInputs) -> NodeInputs:
+    position = None if inputs.position is None else inputs.position.detach().cpu()
+    return NodeInputs(inputs.x.detach().cpu(), position)
 
 
-def _probe(inputs: NodeInputs) -> torch.Tensor | None:
+def _dense(inputs: NodeInputs) -> tuple[torch.Tensor, ...]:
+    x = inputs.x.to_dense() if is_csr(inputs.x) else inputs.x
+    return (x,) if inputs.position is None else (x, inputs.position)
+
+
+def _probe(inputs: NodeInputs) -> tuple[torch.Tensor, ...] | None:
     """Some known nodes, evenly spread, to compare torch and ONNX Runtime on."""
     if len(inputs) == 0:
         return None
     index = torch.linspace(0, len(inputs) - 1, min(PROBE_ROWS, len(inputs))).long()
-    return _dense(inputs.take(index).x)
+    return _dense(inputs.take(index))
 
 
 def _raw_rows(inputs: NodeInputs) -> Rows:
@@ -206,10 +234,11 @@ def _in_memory(
         "files": dict.fromkeys((MODEL, CARD), placeholder),
     }
     manifest = parse_manifest(document, Path(MANIFEST))
-    width, num_classes = manifest.inputs[0].width, len(manifest.classes)
-    node_store = NodeStore(store, manifest.graph.counts["nodes"], width, num_classes)
+    shape = (manifest.width, len(manifest.classes))
+    positions = manifest.position_width
+    node_store = NodeStore(store, manifest.graph.counts["nodes"], *shape, position_width=positions)
     return BundledStudent(
-        manifest, node_store, lambda: OnnxKernel(model, width, num_classes, "the exported model")
+        manifest, node_store, lambda: OnnxKernel(model, *shape, "the exported model", positions)
     )
 
 

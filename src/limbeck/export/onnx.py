@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import OptionError
+from limbeck.runtime.bundle import INPUTS
 from limbeck.runtime.kernel import OnnxKernel
 from limbeck.runtime.predictor import softmax
 from limbeck.students.inputs import InputSpec, NodeInputs
@@ -40,7 +41,7 @@ class RawStudent(torch.nn.Module):
         scaling: Mean and deviation that it was trained with, or ``None``.
 
     Shapes:
-        - **input:** raw features ``[B, F]``
+        - **input:** raw features ``[B, F]``; positions ``[B, d]`` if the student reads them
         - **output:** logits ``[B, C]``
     """
 
@@ -52,57 +53,61 @@ class RawStudent(torch.nn.Module):
             self.register_buffer("mean", scaling[0].float())
             self.register_buffer("deviation", scaling[1].float())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
         """Logits ``[B, C]`` of raw rows ``x``."""
         if self.scales:
             x = (x - cast(Tensor, self.mean)) / cast(Tensor, self.deviation)
-        return cast(Tensor, self.student(NodeInputs(x=x)))
+        return cast(Tensor, self.student(NodeInputs(x, position)))
 
 
 def to_onnx(
-    student: torch.nn.Module, scaling: Scaling | None = None, *, probe: Tensor | None = None
+    student: torch.nn.Module,
+    scaling: Scaling | None = None,
+    *,
+    probe: tuple[Tensor, ...] | None = None,
 ) -> bytes:
     """Export a student to ONNX and check that it answers the same.
 
-    The model maps ``x``, raw features float32 ``[B, F]``, to ``logits`` float32 ``[B, C]`` for
-    any ``B``. Batch norm is folded into the linear maps, scaling is part of the model. The
-    student itself is left as it is.
+    The model maps ``x``, raw features float32 ``[B, F]``, and ``position`` ``[B, d]`` if the
+    student reads it, to ``logits`` float32 ``[B, C]`` for any ``B``. Batch norm is folded into the
+    linear maps, scaling is part of the model. The student itself is left as it is.
 
     Args:
-        student: The student; its ``inputs`` declare ``x`` alone.
+        student: The student; its ``inputs`` declare ``x``, and perhaps ``position``.
         scaling: Mean and deviation that ``x`` was standardised with in training, ``[F]`` each.
-        probe: Raw rows ``[B, F]`` to compare the two on; normal random numbers by default.
+        probe: Raw dense inputs to compare the two on; normal random numbers by default.
 
     Returns:
         The serialised model.
 
     Raises:
-        OptionError: The student reads something else than ``x``, or ``scaling`` does not fit.
+        OptionError: The student reads something else, or ``scaling`` does not fit.
         ParityError: Probabilities differ by more than :data:`PARITY`.
     """
-    width = input_width(student)
-    check_scaling(scaling, width)
+    widths = input_widths(student)
+    check_scaling(scaling, widths[0])
     raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
-    model = _export(raw_student, width)
-    rows = _random_rows(scaling, width) if probe is None else probe.cpu().float()
-    _check_parity(raw_student, model, rows)
+    model = _export(raw_student, widths)
+    rows = _random_rows(scaling, widths) if probe is None else probe
+    _check_parity(raw_student, model, tuple(part.cpu().float() for part in rows))
     return model
 
 
-def input_width(student: torch.nn.Module) -> int:
-    """Number of features that a student reads.
+def input_widths(student: torch.nn.Module) -> tuple[int, ...]:
+    """Number of features that a student reads, and of values of a position if it reads one.
 
     Raises:
-        OptionError: It reads something else than ``x``, which bundle format 1 has no place for.
+        OptionError: It reads something else, which bundle format 1 has no place for.
     """
     inputs = cast(tuple[InputSpec, ...], student.inputs)
-    if [(spec.name, spec.dtype) for spec in inputs] != [("x", "float32")]:
-        names = ", ".join(spec.name for spec in inputs) or "nothing"
+    names = tuple(spec.name for spec in inputs)
+    alike = all(spec.dtype == "float32" for spec in inputs)
+    if not names or names != INPUTS[: len(names)] or not alike:
         raise OptionError(
-            f"the student {type(student).__name__} reads {names}: bundle format 1 holds students "
-            "that read x as float32 and nothing else."
+            f"the student {type(student).__name__} reads {', '.join(names) or 'nothing'}: bundle "
+            "format 1 holds students that read x, or x and position, as float32."
         )
-    return inputs[0].width
+    return tuple(spec.width for spec in inputs)
 
 
 def check_scaling(scaling: Scaling | None, width: int) -> None:
@@ -122,15 +127,15 @@ def check_scaling(scaling: Scaling | None, width: int) -> None:
         raise OptionError("the deviation of the scaling must be above 0 for every feature.")
 
 
-def _export(module: torch.nn.Module, width: int) -> bytes:
+def _export(module: torch.nn.Module, widths: tuple[int, ...]) -> bytes:
     with _quiet_exporter():
         program = torch.onnx.export(
             module,
-            (torch.zeros(2, width),),
+            tuple(torch.zeros(2, width) for width in widths),
             dynamo=True,
-            input_names=["x"],
+            input_names=list(INPUTS[: len(widths)]),
             output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in widths),
             verbose=False,
         )
     if program is None:  # only where a file is asked for
@@ -159,19 +164,21 @@ def _ends(model: Any) -> list[Any]:
     return [*model.graph.input, *model.graph.output]
 
 
-def _random_rows(scaling: Scaling | None, width: int) -> Tensor:
-    """Rows ``[PROBE_ROWS, F]`` of the size that the student is used to."""
-    rows = torch.randn(PROBE_ROWS, width, generator=torch.Generator().manual_seed(0))
-    if scaling is None:
-        return rows
-    return rows * scaling[1].cpu().float() + scaling[0].cpu().float()
+def _random_rows(scaling: Scaling | None, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Inputs ``[PROBE_ROWS, .]`` of the size that the student is used to."""
+    generator = torch.Generator().manual_seed(0)
+    x, *others = (torch.randn(PROBE_ROWS, width, generator=generator) for width in widths)
+    if scaling is not None:
+        x = x * scaling[1].cpu().float() + scaling[0].cpu().float()
+    return (x, *others)
 
 
-def _check_parity(raw_student: RawStudent, model: bytes, rows: Tensor) -> None:
+def _check_parity(raw_student: RawStudent, model: bytes, rows: tuple[Tensor, ...]) -> None:
     with torch.no_grad():
-        ours = raw_student(rows).numpy()
-    kernel = OnnxKernel(model, rows.shape[1], ours.shape[1], where="the exported model")
-    theirs = kernel(np.ascontiguousarray(rows.numpy()))
+        ours = raw_student(*rows).numpy()
+    widths = [part.shape[1] for part in rows]
+    kernel = OnnxKernel(model, widths[0], ours.shape[1], "the exported model", sum(widths[1:]))
+    theirs = kernel(*(np.ascontiguousarray(part.numpy()) for part in rows))
     difference = np.abs(softmax(ours, 1.0) - softmax(theirs, 1.0)).max(initial=0.0)
     if not difference <= PARITY:
         raise ParityError(

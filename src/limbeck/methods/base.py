@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.graphs.view import View
-from limbeck.students.inputs import InputSpec, NodeInputs
+from limbeck.students.inputs import InputSpec, NodeInputs, ViewInputs
 from limbeck.students.mlp import MLP, Norm
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Checkpoint, History
@@ -44,10 +44,12 @@ class Distilled:
     Args:
         student: The trained student, in eval mode.
         history: How training went.
+        inputs: What the student was given of each node, and is given in each condition.
     """
 
     student: torch.nn.Module
     history: History
+    inputs: ViewInputs
 
 
 class Method(Options, ABC):
@@ -85,13 +87,13 @@ class Method(Options, ABC):
     patience: PositiveInt = 50
 
     @classmethod
-    def for_graph(cls, graph: str, **changes: Any) -> Self:
-        """The preset of a graph, with your changes on top.
+    def for_graph(cls, graph: str, setting: str = "transductive", **changes: Any) -> Self:
+        """The preset of a graph in a setting, with your changes on top.
 
         Raises:
             OptionError: Unknown option, or a value out of range.
         """
-        return cls(**{**preset(PRESETS, cls.name, graph), **changes})
+        return cls(**{**preset(PRESETS, cls.name, graph, setting), **changes})
 
     @abstractmethod
     def distill(
@@ -113,7 +115,7 @@ class Method(Options, ABC):
             progress: Label of the progress bar on stderr; ``None`` shows none.
         """
 
-    def build_mlp(self, view: View) -> MLP:
+    def build_mlp(self, view: View, position_channels: int = 0) -> MLP:
         """A fresh MLP of this method's size for the view's features and classes."""
         return MLP(
             view.num_features,
@@ -123,12 +125,8 @@ class Method(Options, ABC):
             self.norm,
             self.dropout,
             self.input_dropout,
+            position_channels,
         )
-
-
-def inputs_of(view: View) -> NodeInputs:
-    """The inputs of the observed nodes, in their order."""
-    return NodeInputs(x=view.observed.x)
 
 
 def validation_accuracy(

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from limbeck.errors import TeacherError
 from limbeck.graphs.view import View
-from limbeck.methods.base import Distilled, Method, Share, inputs_of, validation_accuracy
+from limbeck.methods.base import Distilled, Method, Share, validation_accuracy
 from limbeck.methods.losses import soft_target_loss
+from limbeck.students.inputs import inputs_of
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Checkpoint, batches, fit
 
@@ -60,6 +61,7 @@ class GLNN(Method):
             raise TeacherError("method 'glnn' learns from a teacher: give one.")
         student = self.build_mlp(view)
         inputs, y, soft = inputs_of(view), view.observed.y, knowledge.logits
+        known = inputs.observed
         observed = torch.arange(view.num_observed)
 
         def losses(epoch: int) -> Iterator[Tensor]:
@@ -67,18 +69,18 @@ class GLNN(Method):
             # so it is left out, unlike in the released loop
             if self.label_weight > 0:
                 for nodes in batches(view.train, self.batch_size):
-                    loss = F.cross_entropy(student(inputs.take(nodes)), y[nodes])
+                    loss = F.cross_entropy(student(known.take(nodes)), y[nodes])
                     yield self.label_weight * loss
             if self.label_weight < 1:
                 for nodes in batches(observed, self.batch_size):
-                    logits = student(inputs.take(nodes))
+                    logits = student(known.take(nodes))
                     loss = soft_target_loss(logits, soft[nodes], self.temperature)
                     yield (1 - self.label_weight) * loss
 
         history = fit(
             student,
             losses,
-            validation_accuracy(student, inputs, view),
+            validation_accuracy(student, known, view),
             lr=self.lr,
             weight_decay=self.weight_decay,
             max_epochs=self.max_epochs,
@@ -86,4 +88,4 @@ class GLNN(Method):
             checkpoint=checkpoint,
             progress=progress,
         )
-        return Distilled(student, history)
+        return Distilled(student, history, inputs)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.graphs.view import View
-from limbeck.methods.base import Distilled, Method, inputs_of, validation_accuracy
+from limbeck.methods.base import Distilled, Method, validation_accuracy
+from limbeck.students.inputs import inputs_of
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Checkpoint, batches, fit
 
@@ -40,15 +41,16 @@ class PlainMLP(Method):
         """Train on the labels of the training nodes; ``knowledge`` is not used."""
         student = self.build_mlp(view)
         inputs, y = inputs_of(view), view.observed.y
+        known = inputs.observed
 
         def losses(epoch: int) -> Iterator[Tensor]:
             for nodes in batches(view.train, self.batch_size):
-                yield F.cross_entropy(student(inputs.take(nodes)), y[nodes])
+                yield F.cross_entropy(student(known.take(nodes)), y[nodes])
 
         history = fit(
             student,
             losses,
-            validation_accuracy(student, inputs, view),
+            validation_accuracy(student, known, view),
             lr=self.lr,
             weight_decay=self.weight_decay,
             max_epochs=self.max_epochs,
@@ -56,4 +58,4 @@ class PlainMLP(Method):
             checkpoint=checkpoint,
             progress=progress,
         )
-        return Distilled(student, history)
+        return Distilled(student, history, inputs)

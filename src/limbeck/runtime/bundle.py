@@ -33,6 +33,7 @@ from limbeck.errors import BundleError, OptionError, OutputError
 
 FORMAT = 1
 MANIFEST = "limbeck.json"
+INPUTS = ("x", "position")
 MODEL = "model.onnx"
 CARD = "README.md"
 STORE = "store"
@@ -125,6 +126,16 @@ class Manifest:
     graph: GraphEntry
     versions: Mapping[str, str]
     files: Mapping[str, FileEntry]
+
+    @property
+    def width(self) -> int:
+        """Number of features ``F`` that the student reads."""
+        return self.inputs[0].width
+
+    @property
+    def position_width(self) -> int:
+        """Width ``d`` of the positional encoding that it reads, 0 for none."""
+        return self.inputs[1].width if len(self.inputs) > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -313,7 +324,7 @@ def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
         method=top.get("method", str),
         student=top.get("student", str),
         classes=top.strings("classes"),
-        inputs=tuple(_parse_input(entry) for entry in top.entries("inputs")),
+        inputs=_parse_inputs(top),
         preprocessing=top.optional("preprocessing", dict),
         hyper_parameters=top.get("hyper_parameters", dict),
         teacher=top.get("teacher", dict),
@@ -402,8 +413,18 @@ _JSON_NAMES: dict[type, str] = {
 
 def _parse_input(entry: _Fields) -> InputEntry:
     parsed = InputEntry(entry.get("name", str), entry.get("dtype", str), entry.count("width"))
-    if (parsed.name, parsed.dtype) != ("x", "float32") or parsed.width == 0:
-        raise entry.wrong("name", "'x' of dtype 'float32' and a width of at least 1, in format 1")
+    if parsed.name not in INPUTS or parsed.dtype != "float32" or parsed.width == 0:
+        wanted = " or ".join(repr(name) for name in INPUTS)
+        raise entry.wrong(
+            "name", f"{wanted} of dtype 'float32' and a width of at least 1, in format 1"
+        )
+    return parsed
+
+
+def _parse_inputs(top: _Fields) -> tuple[InputEntry, ...]:
+    parsed = tuple(_parse_input(entry) for entry in top.entries("inputs"))
+    if tuple(entry.name for entry in parsed) != INPUTS[: len(parsed)]:
+        raise top.wrong("inputs", f"some of {', '.join(INPUTS)} in this order, beginning with x")
     return parsed
 
 

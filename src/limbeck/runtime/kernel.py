@@ -20,8 +20,10 @@ BLOCK_VALUES = 2**23  # 32 MB of float32
 class Kernel(Protocol):
     """A student's arithmetic: checked rows in, logits out."""
 
-    def __call__(self, x: Rows) -> npt.NDArray[np.float32]:
-        """Logits ``[B, C]`` of the rows ``x``."""
+    def __call__(
+        self, x: Rows, position: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits ``[B, C]`` of the rows ``x``, with positions ``[B, d]`` if they are read."""
         ...
 
 
@@ -36,6 +38,7 @@ class OnnxKernel:
         width: Number of features ``F``.
         num_classes: Number of classes ``C``.
         where: Name of the file, for messages.
+        position_width: Width ``d`` of the positional encoding, 0 for none.
 
     Raises:
         BundleError: ONNX Runtime cannot read the model, or its inputs and outputs are not
@@ -43,7 +46,12 @@ class OnnxKernel:
     """
 
     def __init__(
-        self, model: bytes, width: int, num_classes: int, where: str | os.PathLike[str]
+        self,
+        model: bytes,
+        width: int,
+        num_classes: int,
+        where: str | os.PathLike[str],
+        position_width: int = 0,
     ) -> None:
         # imported here: known nodes are answered without it
         import onnxruntime
@@ -68,37 +76,50 @@ class OnnxKernel:
             failures.RuntimeException,
         ) as error:
             raise BundleError(f"{where} is not a model that ONNX Runtime can run.") from error
-        self._check_signature(width, num_classes, where)
+        self._check_signature(width, num_classes, where, position_width)
+        self._position_width = position_width
         self._width = width
         self._num_classes = num_classes
 
-    def _check_signature(self, width: int, num_classes: int, where: str | os.PathLike[str]) -> None:
+    def _check_signature(
+        self, width: int, num_classes: int, where: str | os.PathLike[str], position_width: int
+    ) -> None:
         found = [
             (value.name, value.type, value.shape[1:])
             for value in (*self._session.get_inputs(), *self._session.get_outputs())
         ]
+        inputs = {"x": width} | ({"position": position_width} if position_width else {})
         wanted = [
-            ("x", "tensor(float)", [width]),
+            *((name, "tensor(float)", [values]) for name, values in inputs.items()),
             ("logits", "tensor(float)", [num_classes]),
         ]
         if found != wanted:
+            rows = " and ".join(f"{name} [B, {values}]" for name, values in inputs.items())
             raise BundleError(
-                f"{where} maps {found[0]} to {found[-1]}, and must map x [B, {width}] to logits "
-                f"[B, {num_classes}], both float32."
+                f"{where} maps {found[0]} to {found[-1]}, and must map {rows} to logits "
+                f"[B, {num_classes}], all float32."
             )
 
-    def __call__(self, x: Rows) -> npt.NDArray[np.float32]:
-        """Logits ``[B, C]`` of the rows ``x``."""
+    def __call__(
+        self, x: Rows, position: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits ``[B, C]`` of the rows ``x``; a position left out is zeros."""
+        if self._position_width and position is None:
+            position = np.zeros((len(x), self._position_width), dtype=np.float32)
         if not isinstance(x, CsrRows) and len(x) <= BLOCK_ROWS:
-            return self._run(x)
+            return self._run(x, position)
         step = max(1, min(BLOCK_ROWS, BLOCK_VALUES // self._width))
         logits = np.empty((len(x), self._num_classes), dtype=np.float32)
         for start in range(0, len(x), step):
             stop = min(start + step, len(x))
             block = x.dense(start, stop) if isinstance(x, CsrRows) else x[start:stop]
-            logits[start:stop] = self._run(block)
+            there = None if position is None else position[start:stop]
+            logits[start:stop] = self._run(block, there)
         return logits
 
-    def _run(self, block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        logits: npt.NDArray[np.float32] = self._session.run(["logits"], {"x": block})[0]
+    def _run(
+        self, block: npt.NDArray[np.float32], position: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.float32]:
+        feed = {"x": block} if position is None else {"x": block, "position": position}
+        logits: npt.NDArray[np.float32] = self._session.run(["logits"], feed)[0]
         return logits

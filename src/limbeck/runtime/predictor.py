@@ -13,7 +13,7 @@ import numpy.typing as npt
 from limbeck.errors import BundleError, RequestError
 from limbeck.runtime.bundle import MODEL, Bundle, Manifest, open_bundle
 from limbeck.runtime.kernel import Kernel, OnnxKernel
-from limbeck.runtime.rows import check_rows
+from limbeck.runtime.rows import check_position, check_rows
 from limbeck.runtime.store import NodeStore
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class BundledStudent:
     @property
     def width(self) -> int:
         """Number of features ``F`` of a node."""
-        return self.manifest.inputs[0].width
+        return self.manifest.width
 
     @cached_property
     def kernel(self) -> Kernel:
@@ -68,41 +68,87 @@ class BundledStudent:
     def _class_names(self) -> npt.NDArray[np.str_]:
         return np.array(self.classes, dtype=np.str_)
 
-    def predict(self, nodes: Nodes | None = None, *, x: Any = None) -> npt.NDArray[np.str_]:
+    def predict(
+        self,
+        nodes: Nodes | None = None,
+        *,
+        x: Any = None,
+        neighbors: Any = None,
+        position: Any = None,
+    ) -> npt.NDArray[np.str_]:
         """Class name of each node, ``[B]``.
 
         Args:
             nodes: Ids of known nodes.
             x: Features of new nodes. Give exactly one of ``nodes`` and ``x``.
+            neighbors: For a student that reads positions: for each new node the ids of its
+                neighbours. Its position is the mean over those that training observed; a node
+                without any, or a request without this argument, gets zeros.
+            position: The positional encodings themselves, ``[B, d]``, instead of neighbours.
 
         Raises:
-            RequestError: A node is not known, or ``x`` is not ``B`` rows of ``F`` finite numbers.
+            RequestError: A node is not known, ``x`` is not ``B`` rows of ``F`` finite numbers, or
+                the student reads no positions and some are given.
         """
-        names: npt.NDArray[np.str_] = self._class_names[
-            self.predict_logits(nodes, x=x).argmax(axis=1)
-        ]
+        logits = self.predict_logits(nodes, x=x, neighbors=neighbors, position=position)
+        names: npt.NDArray[np.str_] = self._class_names[logits.argmax(axis=1)]
         return names
 
     def predict_proba(
-        self, nodes: Nodes | None = None, *, x: Any = None
+        self,
+        nodes: Nodes | None = None,
+        *,
+        x: Any = None,
+        neighbors: Any = None,
+        position: Any = None,
     ) -> npt.NDArray[np.float32]:
         """Calibrated probability of each class, float32 ``[B, C]``; see :meth:`predict`."""
-        return softmax(self.predict_logits(nodes, x=x), self.manifest.temperature)
+        logits = self.predict_logits(nodes, x=x, neighbors=neighbors, position=position)
+        return softmax(logits, self.manifest.temperature)
 
     def predict_logits(
-        self, nodes: Nodes | None = None, *, x: Any = None
+        self,
+        nodes: Nodes | None = None,
+        *,
+        x: Any = None,
+        neighbors: Any = None,
+        position: Any = None,
     ) -> npt.NDArray[np.float32]:
         """Logits before calibration, float32 ``[B, C]``; see :meth:`predict`."""
         if (nodes is None) == (x is None):
             given = "neither" if x is None else "both"
             raise RequestError(f"give either nodes or x; {given} was given.")
         if nodes is not None:
+            if neighbors is not None or position is not None:
+                raise RequestError("neighbors and position belong to new nodes: give x with them.")
             return self.store.logits(self.store.rows_of(nodes))
-        logits = self.kernel(check_rows(x, self.width))
+        rows = check_rows(x, self.width)
+        logits = self.kernel(rows, self._positions(len(rows), neighbors, position))
         if not np.isfinite(logits).all():
             row = int(np.argmin(np.isfinite(logits).all(axis=1)))
             raise RequestError(f"x[{row}] holds numbers so large that its answer is not finite.")
         return logits
+
+    def _positions(
+        self, count: int, neighbors: Any, position: Any
+    ) -> npt.NDArray[np.float32] | None:
+        """Positional encodings ``[B, d]`` of new nodes; ``None`` if the student reads none."""
+        width = self.manifest.position_width
+        if width == 0:
+            if neighbors is not None or position is not None:
+                raise RequestError("this student reads features alone: leave positions out.")
+            return None
+        if neighbors is not None and position is not None:
+            raise RequestError("give either neighbors or position; both were given.")
+        if position is not None:
+            given = check_position(position, width)
+        elif neighbors is not None:
+            given = self.store.positions_from_neighbors(neighbors)
+        else:
+            return np.zeros((count, width), dtype=np.float32)
+        if len(given) != count:
+            raise RequestError(f"there are {len(given)} positions for {count} rows of x.")
+        return given
 
     def rows_of_table(self, table: pyarrow.Table, where: str = "the table") -> Any:
         """Features of each row of a table, as ``x`` of the other calls takes them.
@@ -172,5 +218,5 @@ def _onnx_kernel(bundle: Bundle) -> OnnxKernel:
         model = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
-    width, num_classes = bundle.manifest.inputs[0].width, len(bundle.manifest.classes)
-    return OnnxKernel(model, width, num_classes, where=path)
+    manifest = bundle.manifest
+    return OnnxKernel(model, manifest.width, len(manifest.classes), path, manifest.position_width)

@@ -82,20 +82,30 @@ def check_rows(x: Any, width: int) -> Rows:
     return _check_dense(x, width)
 
 
-def _check_dense(x: Any, width: int) -> npt.NDArray[np.float32]:
-    given = _numbers("x", x, "biuf")
+def check_position(position: Any, width: int) -> npt.NDArray[np.float32]:
+    """Check the positional encodings ``[B, d]`` of a request.
+
+    Raises:
+        RequestError: They are not dense rows of ``d`` finite numbers.
+    """
+    return _check_dense(position, width, "position")
+
+
+def _check_dense(x: Any, width: int, name: str = "x") -> npt.NDArray[np.float32]:
+    given = _numbers(name, x, "biuf")
     if given.shape == (0,):  # an empty list: no rows
         given = given.reshape(0, width)
     if given.ndim != 2:
         hint = " one node is [row]," if given.ndim == 1 else ""
-        raise RequestError(f"x has {given.ndim} dimensions and must have 2:{hint} {_ACCEPTED}.")
-    _check_width(given.shape, width)
+        accepted = _ACCEPTED if name == "x" else f"give [B, {width}] numbers"
+        raise RequestError(f"{name} has {given.ndim} dimensions and must have 2:{hint} {accepted}.")
+    _check_width(given.shape, width, name)
     rows = _to_float32(given)
     finite = np.isfinite(rows)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise RequestError(
-            f"x[{row}, {column}] is {given[row, column]}: features must be finite float32 numbers."
+            f"{name}[{row}, {column}] is {given[row, column]}: it must be a finite float32 number."
         )
     return rows
 
@@ -141,10 +151,12 @@ def _check_values(values: Any, count: int) -> npt.NDArray[np.float32]:
     return numbers
 
 
-def _check_width(shape: tuple[int, ...], width: int) -> None:
+def _check_width(shape: tuple[int, ...], width: int, name: str = "x") -> None:
     if len(shape) != 2 or shape[1] != width:
+        what = "features" if name == "x" else "numbers of a position"
         raise RequestError(
-            f"x has the shape {tuple(shape)}: the student reads {width} features, so [B, {width}]."
+            f"{name} has the shape {tuple(shape)}: the student reads {width} {what}, so "
+            f"[B, {width}]."
         )
 
 

@@ -30,7 +30,11 @@ NEAREST_AMONG = 2000
 
 
 def store_arrays(
-    ids: npt.NDArray[Any], x: Rows, logits: npt.NDArray[np.float32]
+    ids: npt.NDArray[Any],
+    x: Rows,
+    logits: npt.NDArray[np.float32],
+    position: npt.NDArray[np.float32] | None = None,
+    observed: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a node store, as a bundle holds them.
 
@@ -38,6 +42,9 @@ def store_arrays(
         ids: The nodes' own ids ``[N]``: integers or strings, all different.
         x: Their features, dense ``[N, F]`` or CSR.
         logits: The student's answers, float32 ``[N, C]``.
+        position: Their positional encodings, float32 ``[N, d]``, for a student that reads them.
+        observed: Which of them training observed, so that their encoding is their own, ``[N]``;
+            all by default. New nodes take the mean of observed neighbours.
 
     Raises:
         OptionError: Ids are of another type or not all different, or lengths differ.
@@ -48,6 +55,10 @@ def store_arrays(
             f"{len(ids)}, {len(x)} and {len(logits)}."
         )
     arrays = {**_id_arrays(ids), "logits": np.asarray(logits, dtype=np.float32)}
+    if position is not None:
+        all_of_them = np.ones(len(ids), dtype=np.bool_)
+        arrays["position"] = np.asarray(position, dtype=np.float32)
+        arrays["observed"] = all_of_them if observed is None else observed
     if isinstance(x, CsrRows):
         return arrays | {"x_indptr": x.indptr, "x_indices": x.indices, "x_values": x.values}
     return arrays | {"x": np.asarray(x, dtype=np.float32)}
@@ -82,6 +93,7 @@ class NodeStore:
         width: Number of features ``F``.
         num_classes: Number of classes ``C``.
         where: Name of the store, for messages.
+        position_width: Width ``d`` of the positional encodings, 0 for none.
 
     Raises:
         BundleError: An array is missing or has another type or shape than these say.
@@ -94,6 +106,7 @@ class NodeStore:
         width: int,
         num_classes: int,
         where: str = STORE,
+        position_width: int = 0,
     ) -> None:
         self._where = where
         self.num_nodes = num_nodes
@@ -106,6 +119,10 @@ class NodeStore:
             self._checked("ids_offsets", np.int64, (num_nodes + 1,))
         else:
             self._ids = self._checked("ids", np.int64, (num_nodes,))
+        self.position_width = position_width
+        if position_width:
+            self._checked("position", np.float32, (num_nodes, position_width))
+            self._checked("observed", np.bool_, (num_nodes,))
         self._is_sparse = "x_indptr" in arrays
         if self._is_sparse:
             self._checked("x_indptr", np.int64, (num_nodes + 1,))
@@ -130,9 +147,10 @@ class NodeStore:
         return cls(
             {name: bundle.array(name) for name in names},
             num_nodes=bundle.manifest.graph.counts["nodes"],
-            width=bundle.manifest.inputs[0].width,
+            width=bundle.manifest.width,
             num_classes=len(bundle.manifest.classes),
             where=str(bundle.path / STORE),
+            position_width=bundle.manifest.position_width,
         )
 
     def _checked(
@@ -200,6 +218,52 @@ class NodeStore:
         if ((columns < 0) | (columns >= self.width)).any():
             raise BundleError(f"{self._where}/x_indices.npy holds a column that does not exist.")
         return CsrRows(new_indptr, columns, self._arrays["x_values"][position], self.width)
+
+    def positions(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Positional encodings ``[B, d]`` of the nodes in ``rows``, a copy."""
+        stored: npt.NDArray[np.float32] = self._arrays["position"][rows]
+        return stored
+
+    def positions_from_neighbors(self, neighbors: Any) -> npt.NDArray[np.float32]:
+        """Positional encodings ``[B, d]`` of new nodes: the mean over their observed neighbours.
+
+        Neighbours that are not known, or that training did not observe, do not count; a node
+        that has no other gets zeros.
+
+        Args:
+            neighbors: For each new node a list of ids.
+
+        Raises:
+            RequestError: It is not a list of lists of ids.
+        """
+        if isinstance(neighbors, str | bytes):
+            raise RequestError("neighbors is a text: give a list of ids for each node.")
+        if any(isinstance(ids, str | bytes) or not hasattr(ids, "__len__") for ids in neighbors):
+            raise RequestError("neighbors must be a list of ids for each node.")
+        counts = np.array([len(ids) for ids in neighbors], dtype=np.int64)
+        node = np.repeat(np.arange(len(counts)), counts)
+        rows = self._rows_or_minus_one([one for ids in neighbors for one in ids])
+        keep = rows >= 0
+        keep[keep] = self._arrays["observed"][rows[keep]]
+        sums = np.zeros((len(counts), self.position_width), dtype=np.float64)
+        np.add.at(sums, node[keep], self._arrays["position"][rows[keep]])
+        share = np.maximum(np.bincount(node[keep], minlength=len(counts)), 1)
+        means: npt.NDArray[np.float32] = (sums / share[:, None]).astype(np.float32)
+        return means
+
+    def _rows_or_minus_one(self, ids: list[Any]) -> npt.NDArray[np.int64]:
+        """Rows of nodes, −1 where one is not known."""
+        if self._has_text_ids:
+            return np.array([self._row_of_text.get(text, -1) for text in ids], dtype=np.int64)
+        if not ids:
+            return np.empty(0, dtype=np.int64)
+        wanted = np.asarray(ids)
+        if wanted.dtype.kind not in "iu" or wanted.ndim != 1:
+            raise _not_integers(ids)
+        place, known = self._find_integers(wanted)
+        found = np.full(len(wanted), -1, dtype=np.int64)
+        found[known] = place[known] if self._order is None else self._order[place[known]]
+        return found
 
     # ------------------------------------------------------------ integer ids
 

@@ -33,6 +33,22 @@ def input_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return F.dropout(x, p)
 
 
+def linear_of_inputs(lin: torch.nn.Linear, x: Tensor, position: Tensor | None) -> Tensor:
+    """The linear map of ``[x ; position]`` ``[B, F + d]``, without writing that matrix down.
+
+    Args:
+        lin: A map from ``F + d`` (or ``F``) to ``H`` values.
+        x: Features ``[B, F]``, dense or CSR.
+        position: Positional encodings ``[B, d]``, or ``None``.
+    """
+    if position is None:
+        mapped: Tensor = lin(x)
+        return mapped
+    width = x.shape[1]
+    of_x = F.linear(x, lin.weight[:, :width])
+    return of_x + F.linear(position, lin.weight[:, width:], lin.bias)
+
+
 class MLP(torch.nn.Module):
     r"""A multilayer perceptron on one node's features.
 
@@ -51,9 +67,11 @@ class MLP(torch.nn.Module):
         norm: ``"none"``, ``"batch"`` or ``"layer"``, before each ReLU.
         dropout: Probability of dropping a hidden unit, after each ReLU.
         input_dropout: Probability of dropping an input feature.
+        position_channels: Width ``d`` of the positional encoding that stands behind the features,
+            0 for none.
 
     Shapes:
-        - **inputs:** ``x`` ``[B, F]``, dense or ``torch.sparse_csr``
+        - **inputs:** ``x`` ``[B, F]``, dense or ``torch.sparse_csr``; ``position`` ``[B, d]``
         - **output:** logits ``[B, C]``
     """
 
@@ -66,13 +84,19 @@ class MLP(torch.nn.Module):
         norm: Norm = "none",
         dropout: float = 0.0,
         input_dropout: float = 0.0,
+        position_channels: int = 0,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.position_channels = position_channels
         self.out_channels = out_channels
         self.dropout = dropout
         self.input_dropout = input_dropout
-        widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
+        widths = [
+            in_channels + position_channels,
+            *[hidden_channels] * (num_layers - 1),
+            out_channels,
+        ]
         self.lins = torch.nn.ModuleList(
             torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths)
         )
@@ -81,7 +105,10 @@ class MLP(torch.nn.Module):
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """The node inputs that this student reads."""
-        return (InputSpec("x", self.in_channels),)
+        x = InputSpec("x", self.in_channels)
+        if self.position_channels == 0:
+            return (x,)
+        return (x, InputSpec("position", self.position_channels))
 
     def reset_parameters(self) -> None:
         """Put every layer back to a fresh start."""
@@ -89,11 +116,18 @@ class MLP(torch.nn.Module):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
 
+    def first(self, inputs: NodeInputs) -> Tensor:
+        """Output ``[B, .]`` of the first linear map, which reads features and position."""
+        x = input_dropout(inputs.x, self.input_dropout, self.training)
+        lin = self.lins[0]
+        assert isinstance(lin, torch.nn.Linear)
+        return linear_of_inputs(lin, x, inputs.position if self.position_channels else None)
+
     def hidden(self, inputs: NodeInputs) -> Tensor:
-        """Last hidden layer ``[B, H]`` before its norm and ReLU (the features if there is none)."""
-        h = input_dropout(inputs.x, self.input_dropout, self.training)
-        for i, lin in enumerate(self.lins[:-1]):
-            h = lin(h if i == 0 else self.activate(h, i - 1))  # [B, H]
+        """Last hidden layer ``[B, H]`` before its norm and ReLU; there must be one."""
+        h = self.first(inputs)
+        for i, lin in enumerate(self.lins[1:-1]):
+            h = lin(self.activate(h, i))
         return h
 
     def activate(self, h: Tensor, layer: int) -> Tensor:
@@ -103,10 +137,13 @@ class MLP(torch.nn.Module):
 
     def forward(self, inputs: NodeInputs) -> Tensor:
         """Logits ``[B, C]`` of the nodes."""
-        h = self.hidden(inputs)
-        if len(self.lins) > 1:
-            h = self.activate(h, len(self.lins) - 2)
-        logits: Tensor = self.lins[-1](h)
+        if len(self.lins) == 1:
+            return self.first(inputs)
+        return self.classify(self.hidden(inputs))
+
+    def classify(self, hidden: Tensor) -> Tensor:
+        """Logits ``[B, C]`` from the last hidden layer ``[B, H]`` before its norm and ReLU."""
+        logits: Tensor = self.lins[-1](self.activate(hidden, len(self.lins) - 2))
         return logits
 
     def __repr__(self) -> str:

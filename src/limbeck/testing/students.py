@@ -65,8 +65,12 @@ def _check_state(student: torch.nn.Module, inputs: NodeInputs, logits: torch.Ten
 
 
 def _check_export(student: torch.nn.Module, inputs: NodeInputs, logits: torch.Tensor) -> None:
-    x = inputs.x.to_dense().numpy()
-    kernel = OnnxKernel(to_onnx(student, None), x.shape[1], logits.shape[1], "the exported model")
-    answer = torch.from_numpy(np.asarray(kernel(x)))
+    rows = [inputs.x.to_dense().numpy()]
+    if inputs.position is not None:
+        rows.append(inputs.position.numpy())
+    positions = sum(part.shape[1] for part in rows[1:])
+    shape = (rows[0].shape[1], logits.shape[1])
+    kernel = OnnxKernel(to_onnx(student, None), *shape, "the exported model", positions)
+    answer = torch.from_numpy(np.asarray(kernel(*rows)))
     error = float((answer.softmax(1) - logits.softmax(1)).abs().max())
     assert error <= PARITY, f"the exported model differs from torch by {error:.1e}"

@@ -87,6 +87,7 @@ def fit(
     weight_decay: float,
     max_epochs: int,
     patience: int,
+    warm_up: int = 0,
     checkpoint: Checkpoint | None = None,
     progress: str | None = None,
 ) -> History:
@@ -107,6 +108,9 @@ def fit(
         weight_decay: L2 penalty inside Adam.
         max_epochs: Largest number of epochs.
         patience: Epochs without a new best after which training stops.
+        warm_up: First epochs whose scores are noted but neither kept as the best nor counted
+            against ``patience``: for a method whose module is not yet the student that it will
+            be. They are part of ``max_epochs``, which must be larger.
         checkpoint: Where to keep the state of an unfinished run.
         progress: Label of the progress bar on stderr; ``None`` shows none.
 
@@ -133,11 +137,11 @@ def fit(
         leave=False,
     )
     for epoch in bar:
-        if epoch - history.best_epoch > patience:
+        if epoch - max(history.best_epoch, warm_up - 1) > patience:
             break
         history.loss.append(_train_epoch(module, optimizer, losses(epoch)))
         history.val_score.append(_score(module, validate))
-        if history.val_score[-1] >= history.best_score:
+        if epoch >= warm_up and history.val_score[-1] >= history.best_score:
             history.best_score, history.best_epoch = history.val_score[-1], epoch
             best = _copy_into(best, module.state_dict())
         bar.set_postfix(loss=f"{history.loss[-1]:.4f}", val=f"{history.val_score[-1]:.4f}")

@@ -54,15 +54,19 @@ def read_presets(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return presets
 
 
-def preset(file: Path, name: str, graph: str) -> dict[str, Any]:
+def preset(file: Path, name: str, graph: str, setting: str = "transductive") -> dict[str, Any]:
     """Options of ``name`` for a graph: its ``default`` overlaid by the graph's own entry.
 
-    The graph's name is used without its split: ``cora:geom-gcn/3`` looks for ``cora:geom-gcn``,
-    then ``cora``.
+    The graph's name is used without its split: ``cora:geom-gcn/3`` looks for ``cora``, then
+    ``cora:geom-gcn``. In a setting that cuts nodes away, ``cora@inductive`` comes on top.
     """
     entries = read_presets(file).get(name, {})
     chosen = dict(entries.get("default", {}))
     whole = graph.split("/")[0]
-    for key in (whole.split(":")[0], whole):
+    keys = dict.fromkeys((whole.split(":")[0], whole))
+    for key in keys:
         chosen.update(entries.get(key, {}))
+    if setting != "transductive":
+        for key in keys:
+            chosen.update(entries.get(f"{key}@inductive", {}))
     return chosen
