@@ -18,6 +18,8 @@ METHODS = {
     "mlp": "limbeck.methods.mlp:PlainMLP",
     "glnn": "limbeck.methods.glnn:GLNN",
     "nosmog": "limbeck.methods.nosmog:NOSMOG",
+    "krd": "limbeck.methods.krd:KRD",
+    "ff-g2m": "limbeck.methods.ff_g2m:FFG2M",
 }
 
 TEACHERS = {

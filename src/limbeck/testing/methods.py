@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +13,11 @@ from limbeck.evaluation.protocol import Run, distill
 from limbeck.graphs.sparse import is_csr, to_csr
 from limbeck.graphs.view import View, make_view
 from limbeck.methods import Method
-from limbeck.teachers.own import knowledge_from
+from limbeck.teachers.own import Teacher
+from limbeck.teachers.sage import SAGE
 from limbeck.testing.graphs import small_graph
 from limbeck.testing.students import check_student
+from limbeck.training.loop import seeded
 
 
 def check_method(method: Method) -> None:
@@ -144,13 +145,8 @@ def _without_edges(graph: Data) -> Data:
 
 
 def _distill(method: Method, graph: Data, setting: str, seed: int = 0) -> Run:
-    """Distil noisy labels, so that the battery needs no trained teacher."""
-    view = _same_view(graph, setting)
-    generator = torch.Generator().manual_seed(7)
-    logits = torch.randn(int(graph.num_nodes or 0), 3, generator=generator)
-    arguments: dict[str, Any] = {"method": method, "seed": seed}
-    return distill(view, knowledge_from(logits), **arguments)
-
-
-def _same_view(graph: Data, setting: str) -> View:
-    return make_view(graph, setting, 0)
+    """Distil a network with random weights, so that the battery needs no trained teacher."""
+    view = make_view(graph, setting, 0)
+    with seeded(7):
+        teacher = SAGE(view.num_features, 8, view.num_classes)
+    return distill(view, Teacher(teacher), method, seed)
