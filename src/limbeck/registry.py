@@ -20,6 +20,8 @@ METHODS = {
     "nosmog": "limbeck.methods.nosmog:NOSMOG",
     "krd": "limbeck.methods.krd:KRD",
     "ff-g2m": "limbeck.methods.ff_g2m:FFG2M",
+    "rbm": "limbeck.methods.rbm:RoutingByMemory",
+    "moe": "limbeck.methods.moe:MixtureOfExperts",
 }
 
 TEACHERS = {

@@ -206,11 +206,10 @@ def test_the_seed_draws_the_walks_and_leaves_the_generators_alone():
 
 
 def test_repeated_eigenvalues_are_split_alike_every_time():
-    # twenty rings of thirty nodes: each eigenvalue occurs twenty times at least
-    ring = torch.stack([torch.arange(30), (torch.arange(30) + 1) % 30])
-    edges = to_undirected(torch.cat([ring + 30 * k for k in range(20)], 1))
-    assert len(torch.unique(edges)) > positions.DENSE_UP_TO  # ARPACK's turn
-    assert torch.equal(*(spectral(edges, 600, dim=16, seed=0) for _ in range(2)))
+    # a complete graph has two eigenvalues: ARPACK's space is exhausted after two steps
+    everyone = torch.ones(600, 600).fill_diagonal_(0).nonzero().t()
+    assert everyone.max() >= positions.DENSE_UP_TO
+    assert torch.equal(*(spectral(everyone, 600, dim=16, seed=0) for _ in range(2)))
 
 
 # walks

@@ -21,7 +21,11 @@ SMALL = {"hidden_channels": 16, "max_epochs": 5, "batch_size": 32, "dropout": 0.
 
 
 # the battery's graphs are too small for positions of 64 values
-FITTING = {"nosmog": {"encoding": "spectral", "dim": 4}}
+FITTING = {
+    "nosmog": {"encoding": "spectral", "dim": 4},
+    "rbm": {"pretrain_epochs": 2},
+    "moe": {"pretrain_epochs": 2},
+}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -405,8 +405,8 @@ def spectral(edge_index: Tensor, num_nodes: int, *, dim: int, seed: int) -> Tens
 
     where :math:`A` is 1 between neighbours in either direction and 0 elsewhere, its diagonal
     included, and :math:`\tau` is a tenth of the mean degree (Qin and Rohe, NeurIPS 2013, who take
-    all of it). Without :math:`\tau` every connected component has an eigenvector of its own at
-    the top, and a graph of many small ones would tell nothing of its large one.
+    all of it). Without :math:`\tau` every connected component has an eigenvector of its own, all
+    of the same eigenvalue, and those of many small ones crowd out what the large one is made of.
 
     Column ``k`` is the eigenvector of the ``k``-th largest eigenvalue (not its absolute value),
     scaled to mean square 1 over the nodes that have neighbours, its largest entry positive. Up
@@ -457,7 +457,7 @@ def _leading_eigenvectors(matrix: sparse.csr_array, count: int, seed: int) -> Fl
         _, vectors = linalg.eigh(matrix.toarray(), subset_by_index=[last - count + 1, last])
         vectors = vectors[:, ::-1]
     elif num_nodes <= EXACT_UP_TO:
-        # ARPACK draws anew where eigenvalues repeat, from `rng`
+        # `rng`: where eigenvalues repeat, ARPACK runs out of directions and draws new ones
         rng = np.random.default_rng(seed)
         start = rng.standard_normal(num_nodes)
         values, vectors = eigsh(matrix, k=count, which="LA", v0=start, rng=rng)
@@ -487,11 +487,11 @@ def _connected_part(edge_index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]
     of moves nobody.
 
     Returns:
-        Its edges, in one order whatever the given one, and which nodes are in it, bool ``[N]``.
+        Its edges, and which nodes are in it, bool ``[N]``.
     """
     _check_edge_index(edge_index, num_nodes)
     edges, _, connected = remove_isolated_nodes(edge_index, num_nodes=num_nodes)
-    return sort_edge_index(edges, num_nodes=int(connected.sum())), connected
+    return edges, connected
 
 
 def _check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
