@@ -354,11 +354,7 @@ def _missing(bench: Bench, folder: Path, group: Group) -> list[str]:
 
 def _cell_path(bench: Bench, folder: Path, group: Group, name: str) -> Path:
     """File of a cell; its name holds everything that the result depends on."""
-    method = (
-        {}
-        if name == TEACHER
-        else _method(bench, group, name).model_dump()
-    )
+    method = {} if name == TEACHER else _method(bench, group, name).model_dump()
     teacher = teacher_options(
         group.teacher, group.graph, **bench.teacher_options.get(group.teacher, {})
     )

@@ -193,7 +193,7 @@ def extend(positions: Tensor, view: View, *, rule: Rule = "mean-observed") -> Te
     ``"official"``
         The same sum divided by *all* edges into :math:`v`, self-loops and edges from other
         unseen nodes included: the value is smaller by the share that is observed. This is what
-        the released code of NOSMOG and of RbM computes.
+        the released code of RbM computes.
 
     An edge that occurs twice counts twice.
 
@@ -246,7 +246,7 @@ def deepwalk(
 ) -> Tensor:
     """DeepWalk: a skip-gram model of uniform random walks (Perozzi et al., KDD 2014).
 
-    What the skip-gram is not told here is gensim's default, as in the code of NOSMOG and RbM:
+    What the skip-gram is not told here is gensim's default, as in the code of RbM:
     five negative samples, frequent nodes thinned out at 1e-3, learning rate from 0.025 to 1e-4.
     One worker trains it, so that a seed gives the same numbers in every process.
 
