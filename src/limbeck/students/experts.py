@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple, cast
 
 import torch
@@ -97,7 +98,7 @@ def bounded_exp(log_scale: Tensor) -> Tensor:
     return log_scale.clamp(max=LARGEST_LOG_SCALE).exp()
 
 
-class ExpertLayer(torch.nn.Module):
+class ExpertLayer(torch.nn.Module, ABC):
     """A set of linear maps of which each row uses some; what chooses them is a subclass.
 
     The layer starts in pretraining, where there is no choice yet. Whether it still is there
@@ -147,9 +148,9 @@ class ExpertLayer(torch.nn.Module):
             cast(torch.nn.Linear, expert).reset_parameters()
         torch.nn.init.constant_(self.log_scale, math.log(self.init_scale))
 
+    @abstractmethod
     def forward(self, h: Tensor) -> tuple[Tensor, Routing | None]:
         """The result ``[B, out]`` for rows ``[B, in]``, and where they went if that was chosen."""
-        raise NotImplementedError
 
     def ask(self, expert: int, h: Tensor, gain: Tensor | None = None) -> Tensor:
         """One expert's answer ``[B, out]`` to rows ``[B, in]``, dense or CSR.
