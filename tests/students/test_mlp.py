@@ -5,6 +5,7 @@ import torch
 
 from limbeck.graphs.sparse import to_csr
 from limbeck.students import MLP, NodeInputs
+from limbeck.students.mlp import dropout
 from limbeck.testing import check_student
 
 
@@ -66,3 +67,28 @@ def test_reset_parameters_gives_a_fresh_start():
     before = student.lins[0].weight.clone()
     student.reset_parameters()
     assert not torch.equal(before, student.lins[0].weight)
+
+
+def test_dropout_drops_the_share_that_it_should_and_keeps_the_mean():
+    torch.manual_seed(0)
+    for p in (0.0, 0.1, 0.5, 0.9):
+        dropped = dropout(torch.ones(999, 1001), p)  # not a multiple of what a word holds
+        assert float((dropped == 0).float().mean()) == pytest.approx(p, abs=2e-3)
+        assert float(dropped.mean()) == pytest.approx(1.0, abs=1e-2)
+        values = dropped.unique()
+        assert len(values) == (1 if p == 0 else 2)
+    assert torch.isfinite(dropout(torch.ones(10), 0.9999999)).all()
+
+
+def test_dropout_passes_the_gradient_of_what_it_kept():
+    x = torch.randn(50, 20, requires_grad=True)
+    dropped = dropout(x, 0.5)
+    dropped.sum().backward()
+    torch.testing.assert_close(x.grad, torch.where(dropped == 0, 0.0, 2.0))
+
+
+def test_dropout_entries_are_independent():
+    torch.manual_seed(1)
+    kept = (dropout(torch.ones(20_000, 8), 0.5) > 0).float()
+    correlation = torch.corrcoef(kept.t()) - torch.eye(8)
+    assert float(correlation.abs().max()) < 0.03

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.graphs.sparse import is_csr, with_values
+from limbeck.graphs.sparse import is_csr, linear, with_values
 from limbeck.students.inputs import InputSpec, NodeInputs
 
 Norm = Literal["none", "batch", "layer"]
@@ -24,13 +24,31 @@ def make_norm(norm: Norm, channels: int) -> torch.nn.Module:
     return torch.nn.Identity()
 
 
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Drop entries of ``x`` with the probability ``p`` and scale up the others to match.
+
+    What :func:`torch.nn.functional.dropout` does, at a quarter of its time on a CPU for wide
+    inputs, where drawing one random number per entry costs more than the layer behind it: here an
+    entry takes 16 random bits, so ``p`` is rounded to a multiple of 1/65536, and the scale with it.
+
+    Args:
+        x: Dense, of any shape.
+        p: 0 to 1, 1 excluded.
+    """
+    dropped = min(round(p * 2**16), 2**16 - 1)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+    keep = bits >= dropped - 2**15
+    return x * (keep.to(x.dtype) * (2**16 / (2**16 - dropped)))
+
+
 def input_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Dropout on node features; of a CSR matrix only the stored entries can drop."""
     if p == 0 or not training:
         return x
     if is_csr(x):
-        return with_values(x, F.dropout(x.values(), p))
-    return F.dropout(x, p)
+        return with_values(x, dropout(x.values(), p))
+    return dropout(x, p)
 
 
 def linear_of_inputs(lin: torch.nn.Linear, x: Tensor, position: Tensor | None) -> Tensor:
@@ -42,10 +60,9 @@ def linear_of_inputs(lin: torch.nn.Linear, x: Tensor, position: Tensor | None) -
         position: Positional encodings ``[B, d]``, or ``None``.
     """
     if position is None:
-        mapped: Tensor = lin(x)
-        return mapped
+        return linear(x, lin.weight, lin.bias)
     width = x.shape[1]
-    of_x = F.linear(x, lin.weight[:, :width])
+    of_x = linear(x, lin.weight[:, :width])
     return of_x + F.linear(position, lin.weight[:, width:], lin.bias)
 
 
@@ -133,7 +150,7 @@ class MLP(torch.nn.Module):
     def activate(self, h: Tensor, layer: int) -> Tensor:
         """Norm, ReLU and dropout behind hidden layer ``layer``."""
         h = F.relu(self.norms[layer](h))
-        return F.dropout(h, self.dropout, self.training)
+        return dropout(h, self.dropout) if self.training and self.dropout > 0 else h
 
     def forward(self, inputs: NodeInputs) -> Tensor:
         """Logits ``[B, C]`` of the nodes."""
