@@ -22,6 +22,7 @@ METHODS = {
     "ff-g2m": "limbeck.methods.ff_g2m:FFG2M",
     "rbm": "limbeck.methods.rbm:RoutingByMemory",
     "moe": "limbeck.methods.moe:MixtureOfExperts",
+    "ensemble": "limbeck.methods.ensemble:EnsembleOfGLNNs",
 }
 
 TEACHERS = {

@@ -78,7 +78,7 @@ def test_the_loss_of_the_first_step_is_that_of_the_paper(monkeypatch):
         seen["loss"], seen["student"] = next(iter(losses(0))).detach(), module
         return loop.History()
 
-    monkeypatch.setattr("limbeck.methods.ff_g2m.fit", look)
+    monkeypatch.setattr("limbeck.methods.base.fit", look)
     distill(view, knowledge_from(teacher), method)
     logits = seen["student"].lins[1](torch.relu(seen["student"].lins[0](view.observed.x))).detach()
     t = teacher[view.nodes]

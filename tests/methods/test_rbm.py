@@ -9,12 +9,17 @@ import torch.nn.functional as F
 from limbeck.errors import OptionError, TeacherError
 from limbeck.evaluation.protocol import distill
 from limbeck.graphs.view import make_view
-from limbeck.methods.experts import ExpertOptions, sharpened_target_loss, whole_batches
+from limbeck.methods.experts import (
+    ExpertLessons,
+    ExpertOptions,
+    sharpened_target_loss,
+    whole_batches,
+)
 from limbeck.methods.losses import soft_target_loss
 from limbeck.methods.moe import MixtureOfExperts
 from limbeck.methods.rbm import RoutingByMemory
 from limbeck.students import MLP, NodeInputs, inputs_of
-from limbeck.students.experts import Routing
+from limbeck.students.experts import Routing, Trace
 from limbeck.students.rbm import RbM
 from limbeck.teachers import knowledge_from
 from limbeck.testing import check_method, small_graph
@@ -110,7 +115,7 @@ class Unrouted(MLP):
     """A student that has nothing to route."""
 
     def trace(self, inputs):
-        return self(inputs), []
+        return Trace(self(inputs), [], self.hidden(inputs))
 
 
 def test_an_epoch_is_one_step_on_the_sum_over_its_batches() -> None:
@@ -123,7 +128,7 @@ def test_an_epoch_is_one_step_on_the_sum_over_its_batches() -> None:
 
     method = rbm(label_weight=0.25, temperature=1.5, batch_size=50)
     arguments = (student, known, view, knowledge, auxiliary_loss)
-    (loss,) = method.epoch_losses(*arguments)
+    (loss,) = ExpertLessons(method, *arguments).epoch(0)
     logits, log_teacher = student(known), F.log_softmax(knowledge.logits, dim=1)
     expected = torch.zeros(())
     assert len(view.train) == 72
@@ -135,7 +140,8 @@ def test_an_epoch_is_one_step_on_the_sum_over_its_batches() -> None:
         expected = expected + 0.75 * soft + 10
     torch.testing.assert_close(loss, expected)
     # a step per batch: 72 and 120 nodes cut to whole batches of 50
-    assert len(list(method.replace(steps="batch").epoch_losses(*arguments))) == 1 + 2
+    by_batch = ExpertLessons(method.replace(steps="batch"), *arguments)
+    assert len(list(by_batch.epoch(0))) == 1 + 2
 
 
 # -- conversion in training ----------------------------------------------------------------
@@ -174,13 +180,13 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     # the first stops in pretraining, the second behind the conversion
     view = make_view(small_graph(), "transductive", 0)
     knowledge = knowledge_from(random_teacher()).fitted(view).knowledge
-    epoch_losses, epochs = ExpertOptions.epoch_losses, []
+    epoch, epochs = ExpertLessons.epoch, []
 
     def interrupted(*arguments):
         epochs.append(None)
         if len(epochs) == stop_at:
             raise KeyboardInterrupt
-        yield from epoch_losses(*arguments)
+        yield from epoch(*arguments)
 
     def train(path: Path) -> dict[str, torch.Tensor]:
         checkpoint = Checkpoint(path, "a run", every_seconds=0.0)
@@ -189,7 +195,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 
     whole = train(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(ExpertOptions, "epoch_losses", interrupted)
+        patch.setattr(ExpertLessons, "epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "broken")
     resumed = train(tmp_path / "broken")

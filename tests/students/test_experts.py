@@ -213,7 +213,7 @@ def test_losses_by_hand() -> None:
 
 def test_the_auxiliary_loss_sums_layers_and_leaves_out_what_has_no_weight() -> None:
     student = routed_student().train()
-    logits, routings = student.trace(NodeInputs(torch.randn(30, 8)))
+    logits, routings, _ = student.trace(NodeInputs(torch.randn(30, 8)))
     assert logits.shape == (30, 3)
     expected = sum(
         0.1 * commitment_loss(routing)
@@ -321,7 +321,7 @@ def test_memories_move_in_training_only() -> None:
 def test_memories_stay_float32_under_autocast() -> None:
     student = routed_student().train()
     with torch.autocast("cpu", torch.bfloat16):
-        logits, routings = student.trace(NodeInputs(torch.randn(20, 8)))
+        logits, routings, _ = student.trace(NodeInputs(torch.randn(20, 8)))
         loss = logits.float().square().mean() + student.auxiliary_loss(routings, 0.1, 0.1, 0.1)
     loss.backward()
     for layer in student.layers:
@@ -334,7 +334,7 @@ def test_memories_stay_float32_under_autocast() -> None:
 def test_a_batch_of_one_row_trains(norm: str) -> None:
     student = routed_student(norm=norm).train()
     statistics = [buffer.clone() for buffer in student.norms.buffers()]
-    logits, routings = student.trace(NodeInputs(torch.randn(1, 8)))
+    logits, routings, _ = student.trace(NodeInputs(torch.randn(1, 8)))
     (logits.sum() + student.auxiliary_loss(routings, 0.1, 0.1, 0.1)).backward()
     assert bool(torch.isfinite(logits).all())
     assert all(torch.equal(a, b) for a, b in zip(statistics, student.norms.buffers(), strict=True))
@@ -350,7 +350,7 @@ def test_in_pretraining_it_is_the_mlp_of_the_first_experts() -> None:
         lin.load_state_dict(layer.experts[0].state_dict())
     inputs = NodeInputs(torch.randn(20, 8))
     torch.testing.assert_close(student(inputs), mlp(inputs))
-    logits, routings = student.train().trace(inputs)
+    logits, routings, _ = student.train().trace(inputs)
     assert routings == []
     before = {name: value.clone() for name, value in student.state_dict().items()}
     optimizer = torch.optim.Adam(student.parameters(), lr=0.1, weight_decay=0.1)
@@ -454,7 +454,7 @@ def test_sparse_features_train_like_dense_ones() -> None:
     for rows in (x, to_csr(x)):
         student.load_state_dict(state)
         student.zero_grad()
-        logits, routings = student.train().trace(NodeInputs(rows))
+        logits, routings, _ = student.train().trace(NodeInputs(rows))
         (logits.square().sum() + student.auxiliary_loss(routings, 0.1, 0.1, 0.1)).backward()
         gradients = [p.grad for p in student.parameters() if p.grad is not None]
         outcomes.append([*gradients, *(layer.memory.detach().clone() for layer in student.layers)])
@@ -470,7 +470,7 @@ def test_repr_and_inputs() -> None:
 
 def test_a_student_with_one_layer_routes_features() -> None:
     student = routed_student(6, 1)
-    _, routings = student.trace(NodeInputs(torch.randn(10, 6)))
+    routings = student.trace(NodeInputs(torch.randn(10, 6))).routings
     assert [routing.gates.shape for routing in routings] == [(10, 4)]
 
 

@@ -19,10 +19,11 @@ from limbeck.evaluation.metrics import accuracy, cut_consistency, score
 from limbeck.evaluation.slices import score_slices
 from limbeck.export.bundle import export_bundle
 from limbeck.graphs.cache import cache_folder
+from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View
 from limbeck.methods import Method, make_method
 from limbeck.runtime.predictor import BundledStudent
-from limbeck.students.inputs import NodeInputs, ViewInputs
+from limbeck.students.inputs import NodeInputs, ViewInputs, stack_rows
 from limbeck.teachers.knowledge import Answers, FittedTeacher
 from limbeck.teachers.own import Teacher, TeacherSource, knowledge_from
 from limbeck.training.loop import Checkpoint, History, seeded
@@ -176,12 +177,18 @@ class Run:
         )
 
     def _known_inputs(self) -> NodeInputs:
-        """Raw inputs of all nodes in the graph's own order, unseen ones as they arrive."""
-        ours = self.inputs
-        if ours.observed.position is None or ours.unseen.position is None:
-            return NodeInputs(self.view.graph.x)
-        position = torch.cat([ours.observed.position, ours.unseen.position])
-        return NodeInputs(self.view.graph.x, position[self.view.nodes.argsort()])
+        """Raw inputs of all nodes in the graph's own order, unseen ones as they arrive.
+
+        Columns of ``neighbors`` are the observed nodes in the view's order, as the student has
+        them.
+        """
+        known, new, order = self.inputs.observed, self.inputs.unseen, self.view.nodes.argsort()
+        position = neighbors = None
+        if known.position is not None and new.position is not None:
+            position = torch.cat([known.position, new.position])[order]
+        if known.neighbors is not None and new.neighbors is not None:
+            neighbors = take_rows(stack_rows(known.neighbors, new.neighbors), order)
+        return NodeInputs(self.view.graph.x, position, neighbors)
 
     def _part(self, nodes: Tensor, condition: Condition) -> Part:
         student = _answers_for(self.answers, nodes, condition)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, Self
@@ -16,7 +16,7 @@ from limbeck.graphs.view import View
 from limbeck.students.inputs import InputSpec, NodeInputs, ViewInputs
 from limbeck.students.mlp import MLP, Norm
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.loop import Checkpoint, History
+from limbeck.training.loop import Checkpoint, History, fit
 from limbeck.training.options import Options, preset
 
 PRESETS = Path(__file__).with_name("presets.yaml")
@@ -75,6 +75,12 @@ class Method(Options, ABC):
     paper: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
 
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "lr": (0.001, 0.003, 0.005, 0.01),
+        "weight_decay": (0.0, 1e-4, 5e-4, 1e-3, 5e-3),
+        "dropout": (0.0, 0.1, 0.3, 0.5, 0.6),
+    }
+
     hidden_channels: PositiveInt = 128
     num_layers: PositiveInt = 2
     norm: Norm = "none"
@@ -95,6 +101,14 @@ class Method(Options, ABC):
         """
         return cls(**{**preset(PRESETS, cls.name, graph, setting), **changes})
 
+    @classmethod
+    def search_space(cls) -> dict[str, tuple[Any, ...]]:
+        """Values that tuning tries for an option: those of ``searched``, of all base classes."""
+        space: dict[str, tuple[Any, ...]] = {}
+        for base in reversed(cls.__mro__):
+            space.update(vars(base).get("searched", {}))
+        return space
+
     @abstractmethod
     def distill(
         self,
@@ -114,6 +128,39 @@ class Method(Options, ABC):
             checkpoint: Where to keep the state of an unfinished run.
             progress: Label of the progress bar on stderr; ``None`` shows none.
         """
+
+    def fit(
+        self,
+        module: torch.nn.Module,
+        losses: Callable[[int], Iterable[Tensor]],
+        validate: Callable[[], float],
+        *,
+        warm_up: int = 0,
+        checkpoint: Checkpoint | None = None,
+        progress: str | None = None,
+    ) -> History:
+        """Train by this method's options; see :func:`limbeck.training.loop.fit`.
+
+        Args:
+            module: What is trained.
+            losses: Yields the losses of an epoch.
+            validate: Score to be maximised.
+            warm_up: Epochs before those that ``max_epochs`` counts.
+            checkpoint: Where to keep the state of an unfinished run.
+            progress: Label of the progress bar on stderr; ``None`` shows none.
+        """
+        return fit(
+            module,
+            losses,
+            validate,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            max_epochs=warm_up + self.max_epochs,
+            patience=self.patience,
+            warm_up=warm_up,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
 
     def build_mlp(self, view: View, position_channels: int = 0) -> MLP:
         """A fresh MLP of this method's size for the view's features and classes."""

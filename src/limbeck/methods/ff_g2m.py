@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from limbeck.methods.edges import (
 )
 from limbeck.students.inputs import inputs_of
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.loop import Checkpoint, batches, fit
+from limbeck.training.loop import Checkpoint, batches
 
 
 class FFG2M(Method):
@@ -65,6 +65,10 @@ class FFG2M(Method):
     name: ClassVar[str] = "ff-g2m"
     title: ClassVar[str] = "full-frequency distillation: what neighbours share and how they differ"
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.10758"
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "label_weight": (0.0, 0.1, 0.2, 0.4),
+        "temperature": (0.6, 0.8, 1.0, 1.2),
+    }
 
     batch_size: PositiveInt | None = None
     max_epochs: PositiveInt = 500
@@ -105,14 +109,10 @@ class FFG2M(Method):
                 hard = label_loss(own, nodes, y, len(view.train))
                 yield self.label_weight * hard + (1 - self.label_weight) * (low + high)
 
-        history = fit(
+        history = self.fit(
             student,
             losses,
             validation_accuracy(student, known, view),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            max_epochs=self.max_epochs,
-            patience=self.patience,
             checkpoint=checkpoint,
             progress=progress,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from limbeck.methods.base import Distilled, Method, Share, validation_accuracy
 from limbeck.methods.losses import soft_target_loss
 from limbeck.students.inputs import inputs_of
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.loop import Checkpoint, batches, fit
+from limbeck.training.loop import Checkpoint, batches
 
 
 class GLNN(Method):
@@ -40,6 +40,10 @@ class GLNN(Method):
     name: ClassVar[str] = "glnn"
     title: ClassVar[str] = "graph-less neural network: soft labels into an MLP"
     paper: ClassVar[str] = "https://arxiv.org/abs/2110.08727"
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "label_weight": (0.0, 0.1, 0.2, 0.4),
+        "temperature": (0.6, 0.8, 1.0, 1.2),
+    }
 
     label_weight: Share = 0.0
     temperature: float = Field(default=1.0, gt=0)
@@ -77,14 +81,10 @@ class GLNN(Method):
                     loss = soft_target_loss(logits, soft[nodes], self.temperature)
                     yield (1 - self.label_weight) * loss
 
-        history = fit(
+        history = self.fit(
             student,
             losses,
             validation_accuracy(student, known, view),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            max_epochs=self.max_epochs,
-            patience=self.patience,
             checkpoint=checkpoint,
             progress=progress,
         )

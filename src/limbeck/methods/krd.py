@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from limbeck.methods.edges import PairTargets, label_loss, neighbor_pairs, train
 from limbeck.methods.reliability import Reliability
 from limbeck.students.inputs import inputs_of
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.loop import Checkpoint, batches, fit
+from limbeck.training.loop import Checkpoint, batches
 
 
 class KRD(Method):
@@ -54,6 +54,10 @@ class KRD(Method):
     name: ClassVar[str] = "krd"
     title: ClassVar[str] = "reliable distillation: soft labels of neighbours that can be trusted"
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.05628"
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "label_weight": (0.0, 0.1, 0.2, 0.4),
+        "temperature": (0.6, 0.8, 1.0, 1.2),
+    }
 
     batch_size: PositiveInt | None = None
     max_epochs: PositiveInt = 500
@@ -106,15 +110,11 @@ class KRD(Method):
                 hard = label_loss(logits, nodes, y, len(view.train))
                 yield self.label_weight * hard + (1 - self.label_weight) * soft
 
-        history = fit(
+        history = self.fit(
             # the sampler's power is part of the state that a resumed run needs
             torch.nn.ModuleDict({"student": student, "reliability": reliability}),
             losses,
             validation_accuracy(student, known, view),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            max_epochs=self.max_epochs,
-            patience=self.patience,
             checkpoint=checkpoint,
             progress=progress,
         )

@@ -12,7 +12,7 @@ from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, Method, validation_accuracy
 from limbeck.students.inputs import inputs_of
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.loop import Checkpoint, batches, fit
+from limbeck.training.loop import Checkpoint, batches
 
 
 class PlainMLP(Method):
@@ -47,14 +47,10 @@ class PlainMLP(Method):
             for nodes in batches(view.train, self.batch_size):
                 yield F.cross_entropy(student(known.take(nodes)), y[nodes])
 
-        history = fit(
+        history = self.fit(
             student,
             losses,
             validation_accuracy(student, known, view),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            max_epochs=self.max_epochs,
-            patience=self.patience,
             checkpoint=checkpoint,
             progress=progress,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -11,12 +11,11 @@ from torch import Tensor
 from limbeck.errors import TeacherError
 from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, PositiveInt, validation_accuracy
-from limbeck.methods.experts import ExpertOptions, Weight
+from limbeck.methods.experts import ExpertLessons, ExpertOptions, Weight
 from limbeck.students.experts import Routing
-from limbeck.students.inputs import inputs_of
 from limbeck.students.moe import MoE
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.loop import Checkpoint, fit
+from limbeck.training.loop import Checkpoint
 
 
 class MixtureOfExperts(ExpertOptions):
@@ -41,6 +40,9 @@ class MixtureOfExperts(ExpertOptions):
     name: ClassVar[str] = "moe"
     title: ClassVar[str] = "soft labels into a mixture of experts with a trained gate"
     paper: ClassVar[str] = "control of https://arxiv.org/abs/2406.11919"
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "load_balance_weight": (0.01, 0.025, 0.05),
+    }
 
     max_epochs: PositiveInt = 1000
     num_experts: Annotated[int, Field(ge=2)] = 8
@@ -63,6 +65,8 @@ class MixtureOfExperts(ExpertOptions):
         """
         if knowledge is None:
             raise TeacherError("method 'moe' learns from a teacher: give one.")
+        inputs = self.inputs_of(view)
+        known = inputs.observed
         student = MoE(
             view.num_features,
             self.hidden_channels,
@@ -73,27 +77,24 @@ class MixtureOfExperts(ExpertOptions):
             self.norm,
             self.dropout,
             self.input_dropout,
+            known.position_width,
             self.init_scale,
         )
-        inputs = inputs_of(view)
-        known = inputs.observed
 
         def auxiliary_loss(routings: list[Routing]) -> Tensor:
             return self.load_balance_weight * student.balance_loss(routings)
 
+        lessons = ExpertLessons(self, student, known, view, knowledge, auxiliary_loss)
+
         def losses(epoch: int) -> Iterator[Tensor]:
             if epoch == self.pretrain_epochs:
                 student.begin_routing()
-            yield from self.epoch_losses(student, known, view, knowledge, auxiliary_loss)
+            yield from lessons.epoch(epoch)
 
-        history = fit(
-            student,
+        history = self.fit(
+            lessons,
             losses,
             validation_accuracy(student, known, view),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            max_epochs=self.pretrain_epochs + self.max_epochs,
-            patience=self.patience,
             warm_up=self.pretrain_epochs,
             checkpoint=checkpoint,
             progress=progress,

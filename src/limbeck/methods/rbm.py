@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import TeacherError
 from limbeck.graphs.view import View
-from limbeck.methods.base import Distilled, Share, validation_accuracy
-from limbeck.methods.experts import ExpertOptions, Weight
+from limbeck.methods.base import Distilled, PositiveInt, Share, validation_accuracy
+from limbeck.methods.experts import ExpertLessons, ExpertOptions, Weight
 from limbeck.students.experts import Routing
-from limbeck.students.inputs import inputs_of
 from limbeck.students.rbm import RbM
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.loop import Checkpoint, fit
+from limbeck.training.loop import Checkpoint
 
 
 class RoutingByMemory(ExpertOptions):
@@ -47,11 +48,23 @@ class RoutingByMemory(ExpertOptions):
         input_gain: Train a gain per expert and input.
         train_memory: Whether Adam, with its weight decay, moves the memories beside the moving
             average; without it ``self_similarity_weight`` has no effect.
+        centered_routing: Route what rows have beyond their running mean; ours, as the next three.
+        gate_sharpness: Train a factor of the cosines in the gates.
+        repulsion: Keep memories on the unit sphere, moved by the average alone and pushed apart by
+            up to this angle per forward pass, in radians; ``None`` for the paper's rule.
+        expert_rank: Let the experts of a layer share one map and differ by this rank; ``None``
+            gives each its own.
     """
 
     name: ClassVar[str] = "rbm"
     title: ClassVar[str] = "routing by memory: soft labels into a mixture of experts"
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.11919"
+    searched: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "commitment_weight": (0.0, 0.01, 0.05, 0.1),
+        "self_similarity_weight": (1e-7, 0.01, 0.05),
+        "load_balance_weight": (1e-7, 0.01, 0.05),
+        "input_gain": (False, True),
+    }
 
     commitment_weight: Weight = 0.05
     self_similarity_weight: Weight = 0.01
@@ -59,6 +72,10 @@ class RoutingByMemory(ExpertOptions):
     memory_momentum: Share = 0.9
     input_gain: bool = False
     train_memory: bool = True
+    centered_routing: bool = False
+    gate_sharpness: bool = False
+    repulsion: Annotated[float, Field(ge=0, le=math.pi)] | None = None
+    expert_rank: PositiveInt | None = None
 
     def distill(
         self,
@@ -71,11 +88,14 @@ class RoutingByMemory(ExpertOptions):
         """Pretrain on soft labels, convert, train on.
 
         Raises:
-            TeacherError: There is no teacher to learn from.
+            TeacherError: There is no teacher to learn from, or it cannot give what is asked of it.
             OptionError: There are fewer observed nodes than experts.
+            MissingExtraError: The encoding is DeepWalk's and its library is not installed.
         """
         if knowledge is None:
             raise TeacherError("method 'rbm' learns from a teacher: give one.")
+        inputs = self.inputs_of(view)
+        known = inputs.observed
         student = RbM(
             view.num_features,
             self.hidden_channels,
@@ -86,13 +106,16 @@ class RoutingByMemory(ExpertOptions):
             self.norm,
             self.dropout,
             self.input_dropout,
+            known.position_width,
             input_gain=self.input_gain,
             momentum=self.memory_momentum,
             init_scale=self.init_scale,
             train_memory=self.train_memory,
+            centered_routing=self.centered_routing,
+            gate_sharpness=self.gate_sharpness,
+            repulsion=self.repulsion,
+            expert_rank=self.expert_rank,
         )
-        inputs = inputs_of(view)
-        known = inputs.observed
 
         def auxiliary_loss(routings: list[Routing]) -> Tensor:
             return student.auxiliary_loss(
@@ -102,19 +125,17 @@ class RoutingByMemory(ExpertOptions):
                 self.load_balance_weight,
             )
 
+        lessons = ExpertLessons(self, student, known, view, knowledge, auxiliary_loss)
+
         def losses(epoch: int) -> Iterator[Tensor]:
             if epoch == self.pretrain_epochs:
                 student.convert(known)
-            yield from self.epoch_losses(student, known, view, knowledge, auxiliary_loss)
+            yield from lessons.epoch(epoch)
 
-        history = fit(
-            student,
+        history = self.fit(
+            lessons,
             losses,
             validation_accuracy(student, known, view),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            max_epochs=self.pretrain_epochs + self.max_epochs,
-            patience=self.patience,
             warm_up=self.pretrain_epochs,
             checkpoint=checkpoint,
             progress=progress,

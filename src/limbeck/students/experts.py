@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import OptionError
-from limbeck.graphs.sparse import is_csr, take_rows, with_values
+from limbeck.graphs.sparse import append_columns, is_csr, linear, take_rows, with_values
 from limbeck.students.inputs import InputSpec, NodeInputs
 from limbeck.students.mlp import Norm, input_dropout, make_norm
 
@@ -35,9 +35,18 @@ class Routing(NamedTuple):
     gates: Tensor
 
 
-def student_features(inputs: NodeInputs) -> Tensor:
-    """What the first layer reads of a node: its features ``[B, F]``, dense or CSR."""
-    return inputs.x
+class Trace(NamedTuple):
+    """What a pass through a student of experts leaves behind.
+
+    Args:
+        logits: ``[B, C]``.
+        routings: Where each layer sent the rows; none in pretraining.
+        embedding: What the first layer answered, before norm and ReLU, ``[B, H]``.
+    """
+
+    logits: Tensor
+    routings: list[Routing]
+    embedding: Tensor
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -98,6 +107,68 @@ def bounded_exp(log_scale: Tensor) -> Tensor:
     return log_scale.clamp(max=LARGEST_LOG_SCALE).exp()
 
 
+class Corrections(torch.nn.Module):
+    r"""What each expert adds to a linear map that all of them share, of low rank.
+
+    .. math::
+        \mathbf{W}_e = \mathbf{W} + \mathbf{A}_e \mathbf{B}_e, \qquad
+        \mathbf{b}_e = \mathbf{b} + \mathbf{c}_e
+
+    with :math:`\mathbf{A}_e` and :math:`\mathbf{c}_e` zero at the start, so that all experts are
+    the shared map, and :math:`\mathbf{B}_e` as in a fresh linear map, so that they part (`Hu et
+    al., "LoRA" <https://arxiv.org/abs/2106.09685>`_, who write the two factors the other way
+    round). All experts together cost :math:`2 E r (d_{in} + d_{out})` operations per row.
+
+    Args:
+        in_channels: Width of a row.
+        out_channels: Width of the result.
+        num_experts: Number of experts ``E``.
+        rank: Rank ``r`` of a correction.
+
+    Shapes:
+        - **input:** rows ``[B, in]``, dense or ``torch.sparse_csr``, and gates ``[B, E]``
+        - **output:** ``[B, out]``, the corrections weighted with the gates
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, num_experts: int, rank: int) -> None:
+        super().__init__()
+        self.lower = torch.nn.Parameter(torch.empty(num_experts, rank, in_channels))
+        self.lift = torch.nn.Parameter(torch.empty(num_experts, out_channels, rank))
+        self.bias = torch.nn.Parameter(torch.empty(num_experts, out_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make all corrections zero again, and draw what they read anew."""
+        bound = self.lower.shape[2] ** -0.5  # that of torch.nn.Linear
+        torch.nn.init.uniform_(self.lower, -bound, bound)
+        torch.nn.init.zeros_(self.lift)
+        torch.nn.init.zeros_(self.bias)
+
+    def forward(self, h: Tensor, gates: Tensor, gain: Tensor | None = None) -> Tensor:
+        """The sum over experts of gate and correction, ``[B, out]``.
+
+        Args:
+            h: Rows ``[B, in]``, dense or CSR.
+            gates: ``[B, E]``, zero where an expert is not chosen.
+            gain: What each entry of a row is multiplied with, ``[in]``.
+        """
+        rank = self.lower.shape[1]
+        lower = self.lower if gain is None else self.lower * gain
+        # one product for all experts: with r far below the width it costs less than choosing rows
+        lowered = linear(h, lower.flatten(0, 1))  # [B, E * r]
+        weighted = lowered * gates.repeat_interleave(rank, dim=1)
+        lift = self.lift.transpose(1, 2).flatten(0, 1)  # [E * r, out]
+        return weighted @ lift + gates @ self.bias
+
+    def written_out(self) -> Tensor:
+        r"""The corrections of the weights, :math:`\mathbf{A}_e \mathbf{B}_e`, ``[E, out, in]``."""
+        return self.lift @ self.lower
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows: number and rank."""
+        return f"num_experts={self.lower.shape[0]}, rank={self.lower.shape[1]}"
+
+
 class ExpertLayer(torch.nn.Module, ABC):
     """A set of linear maps of which each row uses some; what chooses them is a subclass.
 
@@ -112,9 +183,13 @@ class ExpertLayer(torch.nn.Module, ABC):
         dropout: Probability of dropping an entry of a row before an expert reads it, drawn for
             each expert on its own.
         init_scale: Number that the result is multiplied with, at the start of training.
+        expert_rank: Let the experts share one map and differ by :class:`Corrections` of this rank,
+            at most that of the map, with one dropout for the shared map and all corrections;
+            ``None`` gives each a map of its own.
 
     Raises:
-        OptionError: ``top_k`` is not between 1 and ``num_experts - 1``.
+        OptionError: ``top_k`` is not between 1 and ``num_experts - 1``, or ``expert_rank`` is below
+            1.
     """
 
     def __init__(
@@ -125,6 +200,7 @@ class ExpertLayer(torch.nn.Module, ABC):
         top_k: int,
         dropout: float = 0.0,
         init_scale: float = 2.0,
+        expert_rank: int | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= top_k < num_experts:
@@ -132,13 +208,21 @@ class ExpertLayer(torch.nn.Module, ABC):
                 f"a row uses at least one of the experts and not all of them, but top_k is "
                 f"{top_k} and num_experts is {num_experts}."
             )
+        if expert_rank is not None and expert_rank < 1:
+            raise OptionError(f"expert_rank is {expert_rank}: it must be 1 at least, or None.")
+        self.num_experts = num_experts
         self.top_k = top_k
         self.dropout = dropout
         self.init_scale = init_scale
         self.routed = False
+        num_maps = num_experts if expert_rank is None else 1
         self.experts = torch.nn.ModuleList(
-            torch.nn.Linear(in_channels, out_channels) for _ in range(num_experts)
+            torch.nn.Linear(in_channels, out_channels) for _ in range(num_maps)
         )
+        self.corrections: Corrections | None = None
+        if expert_rank is not None:
+            rank = min(expert_rank, in_channels, out_channels)
+            self.corrections = Corrections(in_channels, out_channels, num_experts, rank)
         self.log_scale = torch.nn.Parameter(torch.tensor(math.log(init_scale)))
 
     def reset_parameters(self) -> None:
@@ -146,6 +230,8 @@ class ExpertLayer(torch.nn.Module, ABC):
         self.routed = False
         for expert in self.experts:
             cast(torch.nn.Linear, expert).reset_parameters()
+        if self.corrections is not None:
+            self.corrections.reset_parameters()
         torch.nn.init.constant_(self.log_scale, math.log(self.init_scale))
 
     @abstractmethod
@@ -163,7 +249,7 @@ class ExpertLayer(torch.nn.Module, ABC):
         lin = cast(torch.nn.Linear, self.experts[expert])
         # W (g * h) = (W g) h: the product with the weights leaves sparse rows sparse
         weight = lin.weight if gain is None else lin.weight * gain
-        return F.linear(input_dropout(h, self.dropout, self.training), weight, lin.bias)
+        return linear(input_dropout(h, self.dropout, self.training), weight, lin.bias)
 
     def mix(self, h: Tensor, gates: Tensor, gain: Tensor | None = None) -> Tensor:
         """The experts' answers ``[B, out]``, each weighted with its gate.
@@ -171,8 +257,11 @@ class ExpertLayer(torch.nn.Module, ABC):
         Args:
             h: Rows ``[B, in]``, dense or CSR.
             gates: ``[B, E]``, zero where an expert is not chosen.
-            gain: Each expert's input gain ``[E, in]``, or ``None``.
+            gain: Each expert's input gain ``[E, in]``, or ``None``; with corrections all experts
+                have the same, ``[1, in]``, or the shared map would be ``E`` maps again.
         """
+        if self.corrections is not None:
+            return self._mix_corrected(self.corrections, h, gates, gain)
         gains: list[Tensor | None] = [None] * len(self.experts) if gain is None else [*gain]
         if torch.compiler.is_exporting():
             # an exported model must not have shapes that depend on values
@@ -187,6 +276,26 @@ class ExpertLayer(torch.nn.Module, ABC):
             answer = self.ask(e, take_rows(h, rows), gains[e])
             mixed = mixed.index_add(0, rows, gates[rows, e].unsqueeze(1) * answer)
         return mixed
+
+    def _mix_corrected(
+        self, corrections: Corrections, h: Tensor, gates: Tensor, gain: Tensor | None
+    ) -> Tensor:
+        base = cast(torch.nn.Linear, self.experts[0])
+        shared_gain = None if gain is None else gain[0]
+        weight = base.weight if shared_gain is None else base.weight * shared_gain
+        h = input_dropout(h, self.dropout, self.training)
+        shared = linear(h, weight, base.bias)
+        own: Tensor = corrections(h, gates, shared_gain)
+        return gates.sum(1, keepdim=True) * shared + own
+
+    def written_out(self) -> tuple[Tensor, Tensor]:
+        """All experts' weights ``[E, out, in]`` and biases ``[E, out]``, without gain and scale."""
+        maps = [cast(torch.nn.Linear, expert) for expert in self.experts]
+        weights = torch.stack([lin.weight for lin in maps])
+        biases = torch.stack([lin.bias for lin in maps])
+        if self.corrections is None:
+            return weights, biases
+        return weights + self.corrections.written_out(), biases + self.corrections.bias
 
     def get_extra_state(self) -> Tensor:
         """Whether the layer is past pretraining, a bool scalar."""
@@ -219,14 +328,16 @@ class ExpertStudent(torch.nn.Module):
     and a bare layer last.
 
     Args:
-        layers: The layers, the first as wide as the features.
+        layers: The layers, the first as wide as features and position together.
         hidden_channels: Width of each hidden layer.
         in_channels: Number of features ``F``.
         norm: ``"none"``, ``"batch"`` or ``"layer"``, after the mixture and before each ReLU.
         input_dropout: Probability of dropping a feature before it is routed.
+        position_channels: Width ``d`` of the positional encoding that stands behind the features,
+            0 for none.
 
     Shapes:
-        - **inputs:** ``x`` ``[B, F]``, dense or ``torch.sparse_csr``
+        - **inputs:** ``x`` ``[B, F]``, dense or ``torch.sparse_csr``; ``position`` ``[B, d]``
         - **output:** logits ``[B, C]``
     """
 
@@ -237,9 +348,11 @@ class ExpertStudent(torch.nn.Module):
         hidden_channels: int,
         norm: Norm = "none",
         input_dropout: float = 0.0,
+        position_channels: int = 0,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.position_channels = position_channels
         self.input_dropout = input_dropout
         self.layers = torch.nn.ModuleList(layers)
         self.norms = torch.nn.ModuleList(make_norm(norm, hidden_channels) for _ in layers[:-1])
@@ -247,7 +360,10 @@ class ExpertStudent(torch.nn.Module):
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """The node inputs that this student reads."""
-        return (InputSpec("x", self.in_channels),)
+        x = InputSpec("x", self.in_channels)
+        if self.position_channels == 0:
+            return (x,)
+        return (x, InputSpec("position", self.position_channels))
 
     def reset_parameters(self) -> None:
         """Put every layer back to a fresh start."""
@@ -257,22 +373,26 @@ class ExpertStudent(torch.nn.Module):
 
     def forward(self, inputs: NodeInputs) -> Tensor:
         """Logits ``[B, C]`` of the nodes."""
-        return self.trace(inputs)[0]
+        return self.trace(inputs).logits
 
-    def trace(self, inputs: NodeInputs) -> tuple[Tensor, list[Routing]]:
-        """Logits ``[B, C]``, and where each layer sent the nodes (nothing in pretraining)."""
+    def trace(self, inputs: NodeInputs) -> Trace:
+        """Logits, routing and first embedding of the nodes."""
         h = self.read(inputs)
-        routings = []
+        routings, outputs = [], []
         for i, layer in enumerate(self.layers):
-            h, routing = layer(h)
+            y, routing = layer(h)
             if routing is not None:
                 routings.append(routing)
-            h = self.activate(h, i)
-        return h, routings
+            outputs.append(y)
+            h = self.activate(y, i)
+        return Trace(h, routings, outputs[0])
 
     def read(self, inputs: NodeInputs) -> Tensor:
-        """What the first layer reads, ``[B, F]``."""
-        return input_dropout(student_features(inputs), self.input_dropout, self.training)
+        """What the first layer reads, ``[B, F + d]``, in the layout of the features."""
+        x = input_dropout(inputs.x, self.input_dropout, self.training)
+        if self.position_channels == 0 or inputs.position is None:
+            return x
+        return append_columns(x, inputs.position)
 
     def activate(self, h: Tensor, layer: int) -> Tensor:
         """Norm and ReLU behind a hidden layer; nothing behind the last."""
@@ -292,7 +412,7 @@ class ExpertStudent(torch.nn.Module):
         out_channels = cast(torch.nn.Linear, layers[-1].experts[0]).out_features
         return (
             f"{type(self).__name__}({self.in_channels}, {out_channels}, num_layers={len(layers)}, "
-            f"num_experts={len(layers[0].experts)}, top_k={layers[0].top_k})"
+            f"num_experts={layers[0].num_experts}, top_k={layers[0].top_k})"
         )
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.graphs.sparse import linear
 from limbeck.students.experts import (
     ExpertLayer,
     ExpertStudent,
@@ -89,7 +90,9 @@ class MoELayer(ExpertLayer):
         if self.training and not self.routed:
             piece = torch.arange(h.shape[0], device=h.device) * num // max(h.shape[0], 1)
             return self.mix(h, F.one_hot(piece, num).float()), None
-        cosine = unit(self.project(h)) @ unit(self.columns).t()  # [B, E]
+        cosine = (
+            unit(linear(h, self.project.weight, self.project.bias)) @ unit(self.columns).t()
+        )  # [B, E]
         logits = bounded_exp(self.log_sharpness) * cosine
         if self.training:
             logits = logits + torch.randn_like(logits) / num
@@ -111,10 +114,12 @@ class MoE(ExpertStudent):
         dropout: Probability of dropping an entry of a layer's input, features included, before
             an expert reads it; the gate sees all of it.
         input_dropout: Probability of dropping a feature before it is routed.
+        position_channels: Width ``d`` of the positional encoding that stands behind the features,
+            0 for none.
         init_scale: Scale of each layer's output at first.
 
     Shapes:
-        - **inputs:** ``x`` ``[B, F]``, dense or ``torch.sparse_csr``
+        - **inputs:** ``x`` ``[B, F]``, dense or ``torch.sparse_csr``; ``position`` ``[B, d]``
         - **output:** logits ``[B, C]``
     """
 
@@ -129,13 +134,18 @@ class MoE(ExpertStudent):
         norm: Norm = "none",
         dropout: float = 0.0,
         input_dropout: float = 0.0,
+        position_channels: int = 0,
         init_scale: float = 2.0,
     ) -> None:
         layers: list[ExpertLayer] = [
             MoELayer(into, out, hidden_channels, num_experts, top_k, dropout, init_scale)
-            for into, out in widths(in_channels, hidden_channels, out_channels, num_layers)
+            for into, out in widths(
+                in_channels + position_channels, hidden_channels, out_channels, num_layers
+            )
         ]
-        super().__init__(layers, in_channels, hidden_channels, norm, input_dropout)
+        super().__init__(
+            layers, in_channels, hidden_channels, norm, input_dropout, position_channels
+        )
 
     def begin_routing(self) -> None:
         """End pretraining: from now on the gates choose."""

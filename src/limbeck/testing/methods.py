@@ -66,6 +66,10 @@ def _check_run(run: Run) -> None:
     scores = run.scores["student"]
     assert 0 <= scores["test_accuracy"] <= 1, "the student has no test accuracy"
     assert not run.student.training, "the student is left in training mode"
+    for part in (run.inputs.observed, run.inputs.unseen, run.inputs.isolated):
+        assert part.neighbors is None or part.neighbors.shape[1] == run.view.num_observed, (
+            "neighbours are not those of the observed graph"
+        )
     if run.view.has_unseen:
         for setting in ("inductive", "production", "cold-start"):
             accuracy = run.in_setting(setting).scores["student"]["test_accuracy"]

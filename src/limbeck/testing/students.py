@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import cast
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 
 from limbeck.export.onnx import to_onnx
+from limbeck.graphs.sparse import csr_tensor
 from limbeck.methods import Student
 from limbeck.runtime.kernel import OnnxKernel
-from limbeck.students.inputs import NodeInputs
+from limbeck.students.inputs import NodeInputs, no_neighbors
 
 PARITY = 1e-5
 
@@ -22,7 +24,9 @@ def check_student(student: torch.nn.Module, inputs: NodeInputs, num_classes: int
 
     Shape and type of the answer; batches of one and of none; a node's answer does not depend on
     the other nodes of the batch; eval mode is deterministic; a state dict round trip; the exported
-    model answers as torch does, to 1e-5 in probability.
+    model answers as torch does, to 1e-5 in probability. A student that reads neighbours takes them
+    in any order and answers nodes that have none; it is not one network to export, since what its
+    neighbours contribute is kept per node.
 
     Args:
         student: The student.
@@ -46,7 +50,10 @@ def check_student(student: torch.nn.Module, inputs: NodeInputs, num_classes: int
         order = torch.arange(len(inputs)).flip(0)
         torch.testing.assert_close(student(inputs.take(order)), logits[order], rtol=1e-4, atol=1e-5)
     _check_state(student, inputs, logits)
-    _check_export(student, inputs, logits)
+    if inputs.neighbors is None:
+        _check_export(student, inputs, logits)
+    else:
+        _check_neighbors(student, inputs, inputs.neighbors, logits)
 
 
 def _check_state(student: torch.nn.Module, inputs: NodeInputs, logits: torch.Tensor) -> None:
@@ -62,6 +69,23 @@ def _check_state(student: torch.nn.Module, inputs: NodeInputs, logits: torch.Ten
     for name, value in state.items():
         floating = value.is_floating_point()
         assert not floating or value.dtype == torch.float32, f"{name} is {value.dtype}"
+
+
+def _check_neighbors(
+    student: torch.nn.Module, inputs: NodeInputs, rows: torch.Tensor, logits: torch.Tensor
+) -> None:
+    width = {spec.name: spec.width for spec in cast(Student, student).inputs}["neighbors"]
+    assert width == rows.shape[1], f"{width} neighbours are declared, {rows.shape[1]} have a column"
+    starts = rows.crow_indices()
+    # the entries of each row from last to first
+    order = torch.cat([torch.arange(a, b).flip(0) for a, b in itertools.pairwise(starts.tolist())])
+    size = (len(rows), int(rows.shape[1]))
+    flipped = csr_tensor(starts, rows.col_indices()[order], rows.values()[order], size)
+    with torch.no_grad():
+        answer = student(NodeInputs(inputs.x, inputs.position, flipped))
+        torch.testing.assert_close(answer, logits, rtol=1e-4, atol=1e-5)
+        alone = student(NodeInputs(inputs.x, inputs.position, no_neighbors(*size)))
+    assert torch.isfinite(alone).all(), "logits of nodes without neighbours are not finite"
 
 
 def _check_export(student: torch.nn.Module, inputs: NodeInputs, logits: torch.Tensor) -> None:
