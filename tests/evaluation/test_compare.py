@@ -124,9 +124,9 @@ def test_standings_by_hand() -> None:
     near = pytest.approx
     # all have a mean rank of 2 (3 and 1, 2 and 2, 1 and 3) and keep their order
     assert found == [
-        Standing("mlp", 2, 2, near(0.25), CORA, near(0.2), CORA),
-        Standing("glnn", 2, 2, near(0.2), TEXAS, near(0.1), CORA),
-        Standing("rbm", 2, 2, near(0.3), TEXAS, near(0.0), TEXAS),
+        Standing("mlp", 2, 2, near(0.125), near(0.25), CORA, near(0.2), CORA),
+        Standing("glnn", 2, 2, near(0.175), near(0.2), TEXAS, near(0.1), CORA),
+        Standing("rbm", 2, 2, near(0.15), near(0.3), TEXAS, near(0.0), TEXAS),
     ]
 
 
@@ -157,6 +157,7 @@ def test_a_gap_below_the_teacher_is_positive_and_above_it_negative() -> None:
     assert found["mlp"].gap_to_teacher == pytest.approx(0.3)
     assert found["rbm"].gap_to_teacher == pytest.approx(-0.1)
     assert found["rbm"].gap_to_best == 0
+    assert found["mlp"].mean_gap_to_best == pytest.approx(0.4)
 
 
 def test_a_reference_that_no_cell_has_is_left_out_of_a_comparison() -> None:

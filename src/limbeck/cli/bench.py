@@ -21,6 +21,8 @@ def bench(
     settings: str | None = None,
     teachers: str | None = None,
     seeds: int | None = None,
+    trials: int | None = None,
+    diagnostics: bool | None = None,
     latency: bool | None = None,
     data_root: str | None = None,
     workers: int = 1,
@@ -33,12 +35,15 @@ def bench(
 
     Args:
         out: Folder of the results.
-        config: YAML file with the options below, and method_options and teacher_options.
+        config: YAML file with the options below, method_options,
+            teacher_options and variants.
         graphs: Data sets or folders of tables, separated by commas.
         methods: Methods, separated by commas.
         settings: Settings, separated by commas.
         teachers: Teachers, separated by commas.
         seeds: Number of seeds, from 0.
+        trials: Candidates that each method trains per graph and cut, chosen on validation.
+        diagnostics: Describe where students of experts send nodes.
         latency: Measure the exported students' latency.
         data_root: Folder of the named data sets; LIMBECK_DATA by default.
         workers: Processes that compute side by side.
@@ -56,7 +61,13 @@ def bench(
 
     lists = {"graphs": graphs, "methods": methods, "settings": settings, "teachers": teachers}
     given: dict[str, Any] = {k: split_names(v) for k, v in lists.items() if v is not None}
-    single = {"seeds": seeds, "latency": latency, "data_root": data_root}
+    single = {
+        "seeds": seeds,
+        "trials": trials,
+        "diagnostics": diagnostics,
+        "latency": latency,
+        "data_root": data_root,
+    }
     given.update({name: value for name, value in single.items() if value is not None})
     plan = Bench.from_file(config, **given) if config else Bench(**given)
 

@@ -24,12 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
+from filelock import FileLock
 from pydantic import Field, field_validator
 
 import limbeck
 from limbeck.errors import OptionError, OutputError, unknown_name
 from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
 from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.routing import routes, routing_diagnostics
+from limbeck.evaluation.tune import tune
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.view import SETTINGS, make_view
 from limbeck.methods import Method, make_method
@@ -69,8 +72,21 @@ SCHEMA = pa.schema(
         ("num_test_nodes", pa.int64()),
         ("slices", pa.string()),
         ("options", pa.string()),
+        ("routing", pa.string()),
     ]
 )
+
+
+class Variant(Options):
+    """A method under another name, with options of its own.
+
+    Args:
+        method: Name of the method.
+        options: Options that differ from its presets.
+    """
+
+    method: str
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Bench(Options):
@@ -78,13 +94,24 @@ class Bench(Options):
 
     Args:
         graphs: Names of data sets or folders of tables.
-        methods: Names of methods; a name may carry options in ``method_options``.
+        methods: Names of methods or of ``variants``; a name may carry options in
+            ``method_options``.
         settings: Names of settings.
         teachers: Names of teachers.
         seeds: Number of seeds, counted from 0, or the seeds themselves.
-        method_options: Options per method that differ from its presets.
+        method_options: Options per method that differ from its presets; they hold for its
+            variants, too.
+        variants: Methods under other names with options of their own, to compare a method with
+            itself.
         teacher_options: Options per teacher that differ from its presets.
         unseen: Share of test nodes cut away in all settings but the transductive one.
+        trials: Candidates that each method trains per graph and cut, of which the best on
+            validation nodes is what the table holds, see :func:`~limbeck.evaluation.tune.tune`;
+            1 takes the options as they are.
+        tuning_seed: Seed of the split, the teacher and the students that candidates are compared
+            on; best one that the table does not hold.
+        diagnostics: Describe where students of experts send nodes, as JSON in the column
+            ``routing``; see :func:`~limbeck.evaluation.routing.routing_diagnostics`.
         latency: Measure the exported student's latency, once per graph and method.
         data_root: Folder of the named data sets; ``LIMBECK_DATA`` by default.
     """
@@ -95,8 +122,12 @@ class Bench(Options):
     teachers: tuple[str, ...] = Field(default=("sage",), min_length=1)
     seeds: tuple[int, ...] = Field(default=tuple(range(10)), min_length=1)
     method_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    variants: dict[str, Variant] = Field(default_factory=dict)
     teacher_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     unseen: float = Field(default=0.2, gt=0, lt=1)
+    trials: int = Field(default=1, ge=1)
+    tuning_seed: int = Field(default=1000, ge=0)
+    diagnostics: bool = False
     latency: bool = True
     data_root: str | None = None
 
@@ -140,18 +171,34 @@ class Bench(Options):
         for setting in self.settings:
             if setting not in SETTINGS:
                 raise unknown_name("setting", setting, SETTINGS)
+        methods = [self.variants[m].method if m in self.variants else m for m in self.methods]
         for kind, chosen, options in (
-            ("method", self.methods, self.method_options),
+            ("method", methods, self.method_options),
             ("teacher", self.teachers, self.teacher_options),
         ):
             for name in [*chosen, *options]:
                 if name not in names(kind):
                     raise unknown_name(kind, name, names(kind))
+        for name in self.variants:
+            if name in names("method"):
+                raise OptionError(
+                    f"variant {name!r} has the name of a method: choose another name for it."
+                )
         for graph in self.graphs:
             for name in self.methods:
-                make_method(name, graph, **self.method_options.get(name, {}))
+                self.method(name, graph)
             for name in self.teachers:
                 teacher_options(name, graph, **self.teacher_options.get(name, {}))
+
+    def method(self, name: str, graph: str, setting: str = "transductive") -> Method:
+        """The method or variant ``name`` with the options it has before tuning.
+
+        Raises:
+            OptionError: The name or an option is unknown, or a value out of range.
+        """
+        variant = self.variants.get(name, Variant(method=name))
+        options = {**self.method_options.get(variant.method, {}), **variant.options}
+        return make_method(variant.method, graph, setting, **options)
 
 
 @dataclass(frozen=True)
@@ -273,11 +320,12 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
     for name in _missing(bench, folder, group):
         if name == TEACHER:
             continue
-        method = _method(bench, group, name)
+        method = _tuned(bench, folder, group, name)
         reset_peak_memory()
         run = distill(view, teacher, method, group.seed)
         peak = peak_memory_mb()
         latency = _latency(bench, folder, group, run) if bench.latency else {}
+        described = bench.diagnostics and routes(run.student)
         rows = []
         teacher_rows = []
         for setting in group.settings:
@@ -290,6 +338,7 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
                     "epochs": len(run.history.val_score),
                     "peak_mb": peak,
                     "options": json.dumps(method.model_dump(mode="json"), sort_keys=True),
+                    "routing": json.dumps(routing_diagnostics(there)) if described else None,
                     **latency,
                 }
             )
@@ -306,9 +355,41 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
         _write_cell(_cell_path(bench, folder, group, name), rows)
 
 
-def _method(bench: Bench, group: Group, name: str) -> Method:
-    options = bench.method_options.get(name, {})
-    return make_method(name, group.graph, group.settings[0], **options)
+def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
+    """The method with the options that tuning keeps for the group's graph and cut."""
+    method = bench.method(name, group.graph, group.settings[0])
+    if bench.trials == 1:
+        return method
+    cut = "whole" if group.settings[0] == "transductive" else "cut"
+    digest = _digest(
+        [
+            group.graph,
+            cut,
+            group.teacher,
+            bench.teacher_options.get(group.teacher, {}),
+            method.name,
+            method.model_dump(),
+            bench.trials,
+            bench.tuning_seed,
+            bench.unseen,
+        ]
+    )
+    file = folder / "tuned" / f"{method.name}.{digest}.json"
+    file.parent.mkdir(exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        if not file.is_file():
+            seed = bench.tuning_seed
+            view = make_view(
+                load_graph(group.graph, data_root=bench.data_root),
+                group.settings[0],
+                seed,
+                unseen=bench.unseen,
+            )
+            options = bench.teacher_options.get(group.teacher, {})
+            teacher = fit_teacher(view, group.teacher, seed, cache=TeacherCache(), **options)
+            kept = tune(view, teacher, method, bench.trials, seed)
+            _write_text(file, json.dumps(kept.model_dump(mode="json"), sort_keys=True))
+    return type(method)(**json.loads(file.read_text()))
 
 
 def _row(group: Group, setting: str, method: str, scores: dict[str, Any]) -> dict[str, Any]:
@@ -354,7 +435,13 @@ def _missing(bench: Bench, folder: Path, group: Group) -> list[str]:
 
 def _cell_path(bench: Bench, folder: Path, group: Group, name: str) -> Path:
     """File of a cell; its name holds everything that the result depends on."""
-    method = {} if name == TEACHER else _method(bench, group, name).model_dump()
+    method = {}
+    if name != TEACHER:
+        method = bench.method(name, group.graph, group.settings[0]).model_dump()
+        if bench.trials > 1:
+            method["tuning"] = [bench.trials, bench.tuning_seed]
+        if bench.diagnostics:
+            method["diagnostics"] = True
     teacher = teacher_options(
         group.teacher, group.graph, **bench.teacher_options.get(group.teacher, {})
     )

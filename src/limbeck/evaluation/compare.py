@@ -94,6 +94,7 @@ class Standing:
         mean_rank: Mean over the cells of its rank by mean figure among the students; 1 is best,
             ties share the mean of their ranks.
         num_cells: Number of complete cells.
+        mean_gap_to_best: How far its mean lies below that of the best student, over the cells.
         gap_to_best: How far its mean lies below that of the best student, in the cell where this
             is largest; 0 if it is the best everywhere.
         gap_to_best_cell: That cell.
@@ -105,6 +106,7 @@ class Standing:
     method: str
     mean_rank: float
     num_cells: int
+    mean_gap_to_best: float
     gap_to_best: float
     gap_to_best_cell: Cell
     gap_to_teacher: float | None
@@ -260,7 +262,7 @@ def paired_differences(
 
 
 def standings(runs: Runs, metric: str = "test_accuracy") -> list[Standing]:
-    """Mean rank and worst gaps of every student over the cells that have every method.
+    """Mean rank and gaps of every student over the cells that have every method.
 
     Args:
         runs: The runs; those whose metric is null are left out.
@@ -293,6 +295,7 @@ def standings(runs: Runs, metric: str = "test_accuracy") -> list[Standing]:
                 method,
                 mean_rank=float(ranks[:, i].mean()),
                 num_cells=len(cells),
+                mean_gap_to_best=float(to_best[:, i].mean()),
                 gap_to_best=float(to_best[worst, i]),
                 gap_to_best_cell=cells[worst],
                 gap_to_teacher=(

@@ -154,12 +154,14 @@ def _standings(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             standing.method,
             f"{standing.mean_rank:.2f}",
             str(standing.num_cells),
+            f"{100 * standing.mean_gap_to_best:.2f}",
             _gap(standing.gap_to_best, standing.gap_to_best_cell),
             _gap(standing.gap_to_teacher, standing.gap_to_teacher_cell),
         ]
         for standing in comparison.standings
     ]
-    return ["method", "mean rank", "cells", "worst gap to best", "worst gap to teacher"], rows
+    header = ["method", "mean rank", "cells", "mean gap to best"]
+    return [*header, "worst gap to best", "worst gap to teacher"], rows
 
 
 def _gap(gap: float | None, cell: Cell | None) -> str:
