@@ -14,7 +14,11 @@ from limbeck.features import FeatureEncoder
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import to_csr
 from limbeck.runtime import measure_latency, open_bundle
+from limbeck.runtime.bundle import SparseEntry
+from limbeck.runtime.rows import CsrRows
 from limbeck.students import MLP, NodeInputs
+from limbeck.students.moe import MoE
+from limbeck.students.rbm import RbM
 
 NODES, WIDTH = 30, 6
 CLASS_NAMES = ("art", "maths", "музыка")
@@ -71,6 +75,41 @@ def test_round_trip(tmp_path: Path, sparse: bool, scaled: bool) -> None:
     if sparse:
         request = (stored.indptr, stored.indices, stored.values)
         np.testing.assert_allclose(loaded.predict_proba(x=request), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("kind", [RbM, MoE])
+def test_experts_round_trip(tmp_path: Path, kind: type[RbM] | type[MoE], sparse: bool) -> None:
+    torch.manual_seed(0)
+    x, position = (torch.rand(NODES, 200) < 0.03).float(), torch.randn(NODES, 4)
+    student = kind(200, 8, 3, num_experts=4, top_k=2, position_channels=4)
+    if isinstance(student, RbM):
+        student.convert(NodeInputs(x, position))
+    student.eval()
+    inputs = NodeInputs(to_csr(x) if sparse else x, position)
+    loaded = limbeck.load(export(tmp_path / "toy", student=student, inputs=inputs))
+    assert [(layer.experts, layer.top_k) for layer in loaded.manifest.routing] == [(4, 2)] * 2
+    assert (loaded.manifest.sparse is not None) is sparse
+    # what is read for an entry: rows of two experts of width 8, or of the gate
+    assert loaded.manifest.sparse == (SparseEntry(16) if sparse else None)
+
+    with torch.no_grad():
+        traced = student.trace(NodeInputs(x, position))
+        expected = torch.softmax(traced.logits / 1.5, dim=1).numpy()
+    ids = (np.arange(NODES) * 7).tolist()
+    stored = loaded.store.features(np.arange(NODES))
+    forms = [x.numpy()]
+    if isinstance(stored, CsrRows):
+        forms.append((stored.indptr, stored.indices, stored.values))
+    for rows in forms:
+        found = loaded.predict_proba(x=rows, position=position)
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+        known, new = loaded.explain(ids), loaded.explain(x=rows, position=position)
+        for routing, *layers in zip(traced.routings, known, new, strict=True):
+            for layer in layers:
+                gates = np.zeros((NODES, 4), dtype=np.float32)
+                np.put_along_axis(gates, layer.experts, layer.gates, axis=1)
+                np.testing.assert_allclose(gates, routing.gates.numpy(), atol=1e-5)
 
 
 def test_manifest_and_card_say_what_was_measured(tmp_path: Path) -> None:

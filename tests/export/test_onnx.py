@@ -92,7 +92,7 @@ def test_the_student_is_left_as_it_is_and_nothing_is_said(
 
 def test_a_model_that_differs_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     other = to_onnx(make_student(1))
-    monkeypatch.setattr(limbeck.export.onnx, "_export", lambda module, width: other)
+    monkeypatch.setattr(limbeck.export.onnx, "_dense_model", lambda *parts: other)
     with pytest.raises(ParityError, match="differs from the student by"):
         to_onnx(make_student(2))
 

@@ -43,7 +43,7 @@ def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None
 def test_round_trip(write_tiny: Callable[..., Path]) -> None:
     opened = open_bundle(write_tiny())
     fields = manifest_fields()
-    assert opened.manifest.format == 1
+    assert opened.manifest.format == 2
     assert opened.manifest.classes == ("art", "maths")
     assert opened.manifest.inputs[0].width == 3
     assert opened.manifest.temperature == 2.0
@@ -263,11 +263,11 @@ def test_each_listed_file_is_checked_and_named(write_tiny: Callable[..., Path], 
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("number", [0, 2, "1", True, None, 1.0])
+@pytest.mark.parametrize("number", [0, 3, "2", True, None, 2.0])
 def test_unknown_format(write_tiny: Callable[..., Path], number: Any) -> None:
     bundle = write_tiny()
     edit_manifest(bundle, lambda document: document.update(format=number))
-    with pytest.raises(BundleError, match=r"limbeck\.json is of format .* reads format 1"):
+    with pytest.raises(BundleError, match=r"limbeck\.json is of format .* reads formats 1 and 2"):
         open_bundle(bundle)
 
 

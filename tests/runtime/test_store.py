@@ -82,7 +82,7 @@ def test_sparse_features_equal_dense_ones() -> None:
     rows = np.array([3, 1, 1, 0])
     sparse = make_store([0, 1, 2, 3], csr).features(rows)
     assert isinstance(sparse, CsrRows)
-    np.testing.assert_array_equal(sparse.dense(0, 4), X[rows])
+    np.testing.assert_array_equal(sparse.dense(), X[rows])
     np.testing.assert_array_equal(make_store([0, 1, 2, 3], X).features(rows), X[rows])
 
 

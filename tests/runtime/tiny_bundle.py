@@ -35,6 +35,8 @@ def manifest_fields(num_nodes: int = 4, **changes: Any) -> dict[str, Any]:
         "student": "mlp",
         "classes": ["art", "maths"],
         "inputs": [{"name": "x", "dtype": "float32", "width": 3}],
+        "routing": [],
+        "sparse": None,
         "preprocessing": None,
         "hyper_parameters": {"hidden": 8},
         "teacher": {"name": "sage"},

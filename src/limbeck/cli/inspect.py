@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from limbeck.cli.output import show_json, show_table
+
+if TYPE_CHECKING:
+    from limbeck.runtime.bundle import RoutingEntry
 
 
 def inspect(bundle: Path, *, json: bool = False) -> None:
@@ -33,6 +38,7 @@ def inspect(bundle: Path, *, json: bool = False) -> None:
         ("known nodes", manifest.graph.counts.get("nodes")),
         ("classes", ", ".join(manifest.classes)),
         ("reads", ", ".join(f"{i.name} [{i.width}] {i.dtype}" for i in manifest.inputs)),
+        ("experts", _experts(manifest.routing)),
         ("temperature", f"{manifest.temperature:.4f}"),
         ("files", f"{len(manifest.files)}, all checksums right"),
     ]
@@ -40,6 +46,11 @@ def inspect(bundle: Path, *, json: bool = False) -> None:
     names = [n for n in next(iter(scores.values()), {}) if n != "slices"]
     table = [[n, *[_figure(figures.get(n)) for figures in scores.values()]] for n in names]
     show_table("scores", ("", *scores), table)
+
+
+def _experts(layers: Sequence[RoutingEntry]) -> str:
+    """How many experts a node uses in each layer, and of how many."""
+    return ", ".join(f"{layer.top_k} of {layer.experts}" for layer in layers) or "none"
 
 
 def _figure(value: object) -> str:

@@ -17,6 +17,7 @@ def predict(
     nodes: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     input: Path | None = None,
     top: int = 1,
+    explain: bool = False,
     json: bool = False,
 ) -> None:
     """Print the classes of known nodes, or of new nodes in a table.
@@ -27,6 +28,8 @@ def predict(
         input: Table of new nodes (Parquet, CSV, Arrow) with the columns that training had, or a
             .npy file of features [B, F].
         top: Number of classes to print per node.
+        explain: Print also the experts that each layer sends a node to, with their gates; for
+            students of experts, such as those of rbm and moe.
         json: Print JSON.
     """
     import numpy as np
@@ -38,31 +41,47 @@ def predict(
     if top < 1:
         raise OptionError(f"option --top is {top}: it must be at least 1.")
     student = limbeck.load(bundle)
-    names: list[Any]
-    if input is None:
-        names = _as_ids(nodes, student)
-        probabilities = student.predict_proba(names)
-    else:
-        probabilities = _predict_file(student, input)
-        names = list(range(len(probabilities)))
+    request = {"nodes": _as_ids(nodes, student)} if input is None else _rows_of_file(student, input)
+    probabilities = student.predict_proba(**request)
+    layers = student.explain(**request) if explain else ()
+    names = list(range(len(probabilities))) if input is not None else request["nodes"]
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-    answers = [
+    answers: list[dict[str, Any]] = [
         {
             "node": name,
             "classes": [{"class": student.classes[c], "probability": float(row[c])} for c in best],
         }
         for name, row, best in zip(names, probabilities, order, strict=True)
     ]
+    if explain:
+        for i, answer in enumerate(answers):
+            answer["layers"] = [
+                {"experts": layer.experts[i].tolist(), "gates": layer.gates[i].tolist()}
+                for layer in layers
+            ]
     if json:
         show_json(answers)
         return
+    columns = [
+        "node" if input is None else "row",
+        *[f"class {i + 1}" for i in range(min(top, len(student.classes)))],
+        *[f"layer {i + 1}: expert (gate)" for i in range(len(layers))],
+    ]
     rows = [
-        [answer["node"], *[f"{c['class']} ({c['probability']:.4f})" for c in answer["classes"]]]
+        [
+            answer["node"],
+            *[f"{c['class']} ({c['probability']:.4f})" for c in answer["classes"]],
+            *[_sent_to(layer) for layer in answer.get("layers", [])],
+        ]
         for answer in answers
     ]
-    count = min(top, len(student.classes))
-    columns = ["node" if input is None else "row", *[f"class {i + 1}" for i in range(count)]]
     show_table(str(bundle), columns, rows)
+
+
+def _sent_to(layer: dict[str, Any]) -> str:
+    """Experts of a layer and their gates, the largest first."""
+    pairs = zip(layer["experts"], layer["gates"], strict=True)
+    return ", ".join(f"{expert} ({gate:.2f})" for expert, gate in pairs)
 
 
 def _as_ids(nodes: tuple[str, ...], student: Any) -> list[Any]:
@@ -72,19 +91,18 @@ def _as_ids(nodes: tuple[str, ...], student: Any) -> list[Any]:
     return [int(node) if node.lstrip("-").isdigit() else node for node in nodes]
 
 
-def _predict_file(student: Any, path: Path) -> Any:
+def _rows_of_file(student: Any, path: Path) -> dict[str, Any]:
+    """Features of new nodes, as the student takes them."""
     import numpy as np
 
     if path.suffix == ".npy":
         try:
-            rows = np.load(path, allow_pickle=False)
+            return {"x": np.load(path, allow_pickle=False)}
         except (OSError, ValueError) as error:
             raise OptionError(f"{path}: features cannot be read ({error}).") from None
-        return student.predict_proba(x=rows)
     from limbeck.table_files import open_table
 
     columns = [
         column["name"] for column in (student.manifest.preprocessing or {}).get("columns", [])
     ]
-    table = open_table(path).read(columns)
-    return student.predict_proba(x=student.rows_of_table(table, str(path)))
+    return {"x": student.rows_of_table(open_table(path).read(columns), str(path))}

@@ -2,6 +2,6 @@
 
 from limbeck.export.bundle import export_bundle, known_logits
 from limbeck.export.card import make_card
-from limbeck.export.onnx import ParityError, to_onnx
+from limbeck.export.onnx import ParityError, to_onnx, to_sparse_onnx
 
-__all__ = ["ParityError", "export_bundle", "known_logits", "make_card", "to_onnx"]
+__all__ = ["ParityError", "export_bundle", "known_logits", "make_card", "to_onnx", "to_sparse_onnx"]

@@ -6,6 +6,7 @@ import copy
 import os
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from limbeck.export.onnx import (
     Scaling,
     check_scaling,
     input_widths,
+    routing_entries,
     to_onnx,
+    to_sparse_onnx,
 )
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import is_csr
@@ -33,12 +36,13 @@ from limbeck.runtime.bundle import (
     INPUTS,
     MANIFEST,
     MODEL,
+    SPARSE_MODEL,
     check_target,
     parse_manifest,
     write_bundle,
 )
-from limbeck.runtime.kernel import OnnxKernel
-from limbeck.runtime.predictor import BundledStudent
+from limbeck.runtime.kernel import SparseModel
+from limbeck.runtime.predictor import BundledStudent, make_kernel
 from limbeck.runtime.rows import CsrRows, Rows
 from limbeck.runtime.store import NodeStore, store_arrays
 from limbeck.students.inputs import NodeInputs
@@ -134,7 +138,11 @@ def export_bundle(
         },
         "versions": _versions(),
     }
-    model = to_onnx(student, scaling, probe=_probe(inputs))
+    probe = _probe(inputs)
+    model = to_onnx(student, scaling, probe=probe)
+    sparse = to_sparse_onnx(student, scaling, probe=probe) if is_csr(inputs.x) else None
+    fields["routing"] = [asdict(layer) for layer in routing_entries(student)]
+    fields["sparse"] = None if sparse is None else {"values_per_entry": sparse.values_per_entry}
     position = None if inputs.position is None else inputs.position.numpy()
     store = store_arrays(
         graph_info.node_ids,
@@ -144,11 +152,13 @@ def export_bundle(
         None if observed is None else observed.cpu().numpy(),
     )
     if callable(latency):
-        latency = latency(_in_memory(fields, model, store))
+        latency = latency(_in_memory(fields, model, sparse, store))
     fields["latency"] = None if latency is None else dict(latency)
     example_id = graph_info.node_ids[:1].tolist()
     card = make_card(fields, Path(path).name, example_id[0] if example_id else None)
-    return write_bundle(path, fields, model, store, card)
+    sparse_model = None if sparse is None else sparse.content
+    assert sparse_model is None or isinstance(sparse_model, bytes)
+    return write_bundle(path, fields, model, store, card, sparse_model)
 
 
 def known_logits(
@@ -224,21 +234,27 @@ def _check_classes(graph_info: GraphInfo, logits: npt.NDArray[np.float32]) -> No
 
 
 def _in_memory(
-    fields: Mapping[str, Any], model: bytes, store: Mapping[str, npt.NDArray[Any]]
+    fields: Mapping[str, Any],
+    model: bytes,
+    sparse: SparseModel | None,
+    store: Mapping[str, npt.NDArray[Any]],
 ) -> BundledStudent:
     """The student as its bundle will answer, before it is written."""
     placeholder = {"sha256": "0" * 64, "bytes": 0}  # no file is written yet, and none is read
-    document = {
-        "format": FORMAT,
-        **fields,
-        "files": dict.fromkeys((MODEL, CARD), placeholder),
-    }
+    files = (MODEL, CARD) if sparse is None else (MODEL, CARD, SPARSE_MODEL)
+    document = {"format": FORMAT, **fields, "files": dict.fromkeys(files, placeholder)}
     manifest = parse_manifest(document, Path(MANIFEST))
-    shape = (manifest.width, len(manifest.classes))
-    positions = manifest.position_width
-    node_store = NodeStore(store, manifest.graph.counts["nodes"], *shape, position_width=positions)
+    node_store = NodeStore(
+        store,
+        manifest.graph.counts["nodes"],
+        manifest.width,
+        len(manifest.classes),
+        position_width=manifest.position_width,
+    )
     return BundledStudent(
-        manifest, node_store, lambda: OnnxKernel(model, *shape, "the exported model", positions)
+        manifest,
+        node_store,
+        lambda: make_kernel(manifest, model, "the exported model", sparse),
     )
 
 

@@ -10,20 +10,36 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor
 
 from limbeck.errors import OptionError
-from limbeck.runtime.bundle import INPUTS
-from limbeck.runtime.kernel import OnnxKernel
+from limbeck.export.folded import Block, fold
+from limbeck.export.forms import (
+    DenseRows,
+    Rows,
+    SparseRows,
+    routing_of,
+    values_per_entry,
+    write,
+)
+from limbeck.export.graph import Dtype, Graph, Signature
+from limbeck.runtime.bundle import INPUTS, RoutingEntry
+from limbeck.runtime.kernel import ENTRIES, OnnxKernel, SparseModel, open_model, route_names
 from limbeck.runtime.predictor import softmax
+from limbeck.runtime.rows import CsrRows
+from limbeck.students.experts import ExpertStudent
 from limbeck.students.inputs import InputSpec, NodeInputs
 
 PARITY = 1e-5
 """Largest difference in probability allowed between torch and the exported model."""
 
 PROBE_ROWS = 64
+
+TIE = 1e-5
+"""Experts whose similarities are as close as this are chosen by rounding."""
 
 Scaling = tuple[Tensor, Tensor]
 """Mean and deviation of each column, ``[F]`` each."""
@@ -55,9 +71,13 @@ class RawStudent(torch.nn.Module):
 
     def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
         """Logits ``[B, C]`` of raw rows ``x``."""
+        return cast(Tensor, self.student(self.inputs(x, position)))
+
+    def inputs(self, x: Tensor, position: Tensor | None = None) -> NodeInputs:
+        """What the student reads of raw rows ``x``."""
         if self.scales:
             x = (x - cast(Tensor, self.mean)) / cast(Tensor, self.deviation)
-        return cast(Tensor, self.student(NodeInputs(x, position)))
+        return NodeInputs(x, position)
 
 
 def to_onnx(
@@ -69,8 +89,12 @@ def to_onnx(
     """Export a student to ONNX and check that it answers the same.
 
     The model maps ``x``, raw features float32 ``[B, F]``, and ``position`` ``[B, d]`` if the
-    student reads it, to ``logits`` float32 ``[B, C]`` for any ``B``. Batch norm is folded into the
-    linear maps, scaling is part of the model. The student itself is left as it is.
+    student reads it, to ``logits`` float32 ``[B, C]`` for any ``B``. Scaling is part of the model,
+    what is constant is folded into the weights. A student of experts costs what its chosen experts
+    cost, see :mod:`limbeck.export.forms`, and says beside its logits where each of its layers
+    sends a node: ``experts_0`` int64 ``[B, k]``, ``gates_0`` float32 ``[B, k]`` and so on. Students
+    that Limbeck does not know go through :func:`torch.onnx.export`, with logits alone. The student
+    itself is left as it is.
 
     Args:
         student: The student; its ``inputs`` declare ``x``, and perhaps ``position``.
@@ -87,25 +111,83 @@ def to_onnx(
     widths = input_widths(student)
     check_scaling(scaling, widths[0])
     raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
-    model = _export(raw_student, widths)
+    blocks = fold(raw_student.student)
+    if blocks is None:
+        model = _export(raw_student, widths)
+    else:
+        model = _dense_model(blocks, scaling, widths)
     rows = _random_rows(scaling, widths) if probe is None else probe
-    _check_parity(raw_student, model, tuple(part.cpu().float() for part in rows))
+    rows = _clearly_routed(raw_student, rows)
+    expected = _logits(raw_student, rows)
+    kernel = OnnxKernel(model, widths[0], expected.shape[1], "the exported model", sum(widths[1:]))
+    _check_parity(expected, kernel(*(np.ascontiguousarray(part.numpy()) for part in rows)))
     return model
+
+
+def to_sparse_onnx(
+    student: torch.nn.Module,
+    scaling: Scaling | None = None,
+    *,
+    probe: tuple[Tensor, ...] | None = None,
+) -> SparseModel | None:
+    """Export a student as a model that reads the entries of sparse rows and costs what they cost.
+
+    The model maps ``columns`` int64 ``[B, m]`` and ``values`` float32 ``[B, m]``, the entries of
+    ``B`` rows of raw features, of which shorter rows fill up with values of zero, and ``position``
+    ``[B, d]`` if the student reads it, to what the model of :func:`to_onnx` answers. No column of
+    a row may come twice.
+
+    Args:
+        student: The student.
+        scaling: What ``x`` was standardised with in training.
+        probe: Raw dense inputs to compare the two on; random numbers, mostly zeros, by default.
+
+    Returns:
+        The model; ``None`` where there is no such form: for a student that Limbeck does not know,
+        and where scaling takes off a mean, which leaves no row sparse.
+
+    Raises:
+        OptionError: The student reads something else, or ``scaling`` does not fit.
+        ParityError: Probabilities differ by more than :data:`PARITY`.
+    """
+    widths = input_widths(student)
+    check_scaling(scaling, widths[0])
+    raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
+    blocks = fold(raw_student.student)
+    if blocks is None or (scaling is not None and bool(scaling[0].any())):
+        return None
+    model = _sparse_model(blocks, scaling, widths)
+    rows = _sparse_random_rows(scaling, widths) if probe is None else probe
+    rows = _clearly_routed(raw_student, rows)
+    expected = _logits(raw_student, rows)
+    ends: dict[str, tuple[str, int | None]] = dict(ENTRIES)
+    if len(rows) > 1:
+        ends["position"] = ("tensor(float)", widths[1])
+    answers: dict[str, tuple[str, int | None]] = {"logits": ("tensor(float)", expected.shape[1])}
+    session = open_model(model, "the exported sparse model", ends, answers)
+    _check_parity(expected, session.run(["logits"], _entries(rows))[0])
+    return SparseModel(model, values_per_entry(blocks[0].map), "the exported sparse model")
+
+
+def routing_entries(student: torch.nn.Module) -> tuple[RoutingEntry, ...]:
+    """The layers of experts that the exported student tells of; none for other students."""
+    blocks = fold(copy.deepcopy(student).cpu().eval())
+    return () if blocks is None else routing_of(blocks)
 
 
 def input_widths(student: torch.nn.Module) -> tuple[int, ...]:
     """Number of features that a student reads, and of values of a position if it reads one.
 
     Raises:
-        OptionError: It reads something else, which bundle format 1 has no place for.
+        OptionError: It reads something else, which a bundle has no place for.
     """
     inputs = cast(tuple[InputSpec, ...], student.inputs)
     names = tuple(spec.name for spec in inputs)
     alike = all(spec.dtype == "float32" for spec in inputs)
     if not names or names != INPUTS[: len(names)] or not alike:
         raise OptionError(
-            f"the student {type(student).__name__} reads {', '.join(names) or 'nothing'}: bundle "
-            "format 1 holds students that read x, or x and position, as float32."
+            f"the student {type(student).__name__} reads {', '.join(names) or 'nothing'}: a "
+            "bundle holds students that read x, or x and position, as float32."
         )
     return tuple(spec.width for spec in inputs)
 
@@ -125,6 +207,57 @@ def check_scaling(scaling: Scaling | None, width: int) -> None:
             )
     if not (scaling[1] > 0).all():
         raise OptionError("the deviation of the scaling must be above 0 for every feature.")
+
+
+def _dense_model(blocks: list[Block], scaling: Scaling | None, widths: tuple[int, ...]) -> bytes:
+    """The model of dense rows of a student that is known."""
+    graph = Graph()
+    rows = "x"
+    if scaling is not None:
+        mean, deviation = (vector.cpu().float().numpy() for vector in scaling)
+        rows = graph.op("Div", graph.op("Sub", rows, mean), deviation)
+    if len(widths) > 1:
+        rows = graph.op("Concat", rows, "position", axis=1)
+    inputs = _inputs({"x": ("float32", ("batch", widths[0]))}, widths)
+    return _model(graph, inputs, DenseRows(graph, rows, sum(widths)), blocks)
+
+
+def _sparse_model(blocks: list[Block], scaling: Scaling | None, widths: tuple[int, ...]) -> bytes:
+    """The model of sparse rows of a student that is known."""
+    graph = Graph()
+    values = "values"
+    if scaling is not None:
+        deviation = scaling[1].cpu().float().numpy()
+        values = graph.op("Div", values, graph.op("Gather", deviation, "columns", axis=0))
+    position = DenseRows(graph, "position", widths[1]) if len(widths) > 1 else None
+    rows = SparseRows(graph, "columns", values, widths[0], position)
+    entries: Signature = {
+        "columns": ("int64", ("batch", "entries")),
+        "values": ("float32", ("batch", "entries")),
+    }
+    return _model(graph, _inputs(entries, widths), rows, blocks)
+
+
+def _inputs(features: Signature, widths: tuple[int, ...]) -> Signature:
+    if len(widths) == 1:
+        return features
+    return {**features, "position": ("float32", ("batch", widths[1]))}
+
+
+def _model(graph: Graph, inputs: Signature, rows: Rows, blocks: list[Block]) -> bytes:
+    """A student's blocks on ``rows``, with its logits and routes as outputs."""
+    written = write(rows, blocks)
+    graph.name(written.logits, "logits")
+    outputs: dict[str, tuple[Dtype, tuple[str | int, ...]]] = {
+        "logits": ("float32", ("batch", len(blocks[-1].map.bias.T)))
+    }
+    names = iter(route_names(len(written.routes)))
+    for routes, layer in zip(written.routes, routing_of(blocks), strict=True):
+        for value, dtype in ((routes.experts, "int64"), (routes.gates, "float32")):
+            name = next(names)
+            graph.name(value, name)
+            outputs[name] = (cast(Dtype, dtype), ("batch", layer.top_k))
+    return graph.model(inputs, outputs)
 
 
 def _export(module: torch.nn.Module, widths: tuple[int, ...]) -> bytes:
@@ -173,12 +306,52 @@ def _random_rows(scaling: Scaling | None, widths: tuple[int, ...]) -> tuple[Tens
     return (x, *others)
 
 
-def _check_parity(raw_student: RawStudent, model: bytes, rows: tuple[Tensor, ...]) -> None:
+def _sparse_random_rows(scaling: Scaling | None, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The same with some ten features per node."""
+    x, *others = _random_rows(scaling, widths)
+    generator = torch.Generator().manual_seed(1)
+    kept = torch.rand(x.shape, generator=generator) < 10 / widths[0]
+    return (x * kept, *others)
+
+
+def _entries(rows: tuple[Tensor, ...]) -> dict[str, npt.NDArray[Any]]:
+    """Dense inputs as a sparse model reads them."""
+    x, *others = (part.numpy() for part in rows)
+    row, column = np.nonzero(x)
+    indptr = np.searchsorted(row, np.arange(len(x) + 1))
+    columns, values = CsrRows(indptr, column, x[row, column], x.shape[1]).padded()
+    return {"columns": columns, "values": values, **dict(zip(INPUTS[1:], others, strict=False))}
+
+
+def _clearly_routed(raw_student: RawStudent, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The rows but those that some layer of experts sends where it does by a hair.
+
+    The order of two experts that are all but equal is a matter of rounding, in PyTorch of where
+    they stand in a product: neither answer is wrong then, and they may differ by any amount.
+    """
+    rows = tuple(part.cpu().float() for part in rows)
+    student = raw_student.student
+    if not isinstance(student, ExpertStudent):
+        return rows
     with torch.no_grad():
-        ours = raw_student(*rows).numpy()
-    widths = [part.shape[1] for part in rows]
-    kernel = OnnxKernel(model, widths[0], ours.shape[1], "the exported model", sum(widths[1:]))
-    theirs = kernel(*(np.ascontiguousarray(part.numpy()) for part in rows))
+        routings = student.trace(raw_student.inputs(*rows)).routings
+    clear = torch.ones(len(rows[0]), dtype=torch.bool)
+    for routing in routings:
+        chosen = routing.gates > 0
+        last_in = routing.similarity.masked_fill(~chosen, torch.inf).amin(1)
+        first_out = routing.similarity.masked_fill(chosen, -torch.inf).amax(1)
+        # of exactly equal ones both take the first, as for a node without features
+        clear &= (last_in - first_out > TIE) | (routing.similarity == 0).all(1)
+    return tuple(part[clear] for part in rows)
+
+
+def _logits(raw_student: RawStudent, rows: tuple[Tensor, ...]) -> npt.NDArray[np.float32]:
+    with torch.no_grad():
+        logits: npt.NDArray[np.float32] = raw_student(*rows).numpy()
+    return logits
+
+
+def _check_parity(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> None:
     difference = np.abs(softmax(ours, 1.0) - softmax(theirs, 1.0)).max(initial=0.0)
     if not difference <= PARITY:
         raise ParityError(

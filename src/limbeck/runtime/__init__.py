@@ -1,6 +1,7 @@
 """The runtime: reads a bundle and answers, with NumPy and ONNX Runtime only."""
 
 from limbeck.runtime.bundle import Bundle, Manifest, open_bundle, write_bundle
+from limbeck.runtime.kernel import Routes
 from limbeck.runtime.latency import measure_latency
 from limbeck.runtime.predictor import BundledStudent, load_bundle
 from limbeck.runtime.store import NodeStore
@@ -10,6 +11,7 @@ __all__ = [
     "BundledStudent",
     "Manifest",
     "NodeStore",
+    "Routes",
     "load_bundle",
     "measure_latency",
     "open_bundle",

@@ -1,14 +1,16 @@
-"""Bundle format 1: the folder that leaves the training machine.
+"""Bundle format 2: the folder that leaves the training machine.
 
 ::
 
     limbeck.json       what the bundle is; size and sha256 of every other file; its own seal
     model.onnx         the student: node inputs in, logits out
+    sparse.onnx        the same for feature rows given as their entries, where features are sparse
     store/*.npy        known nodes: ids, features, cached logits
     README.md          the card
 
 A bundle holds no pickles and no code. ``docs/bundle.md`` describes it field by field. Reading
-and writing need NumPy and the standard library only.
+and writing need NumPy and the standard library only. Bundles of format 1, which had neither
+``sparse.onnx`` nor the fields ``routing`` and ``sparse``, are read, too.
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ import numpy.typing as npt
 
 from limbeck.errors import BundleError, OptionError, OutputError
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
 MANIFEST = "limbeck.json"
 INPUTS = ("x", "position")
 MODEL = "model.onnx"
+SPARSE_MODEL = "sparse.onnx"
 CARD = "README.md"
 STORE = "store"
 
@@ -57,6 +61,26 @@ class InputEntry:
     name: str
     dtype: str
     width: int
+
+
+@dataclass(frozen=True)
+class RoutingEntry:
+    """One layer of experts: how many there are, and how many of them a node uses."""
+
+    experts: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class SparseEntry:
+    """The model of sparse rows.
+
+    Args:
+        values_per_entry: Weights of its first layer that it copies together for one entry of a
+            row, by which a runtime bounds the memory of a call.
+    """
+
+    values_per_entry: int
 
 
 @dataclass(frozen=True)
@@ -91,12 +115,14 @@ class Manifest:
     """The content of ``limbeck.json``.
 
     Args:
-        format: Number of the format, 1.
+        format: Number of the format, 1 or 2.
         limbeck: Version of Limbeck that wrote the bundle.
         method: Name of the distillation method.
         student: Name of the student's network.
         classes: Name of each class, in the order of the logits.
         inputs: What the student reads of a node.
+        routing: Its layers of experts that say where they send a node; none for other students.
+        sparse: The model of sparse rows, or ``None`` where there is none.
         preprocessing: JSON form of the encoder that turns a table's row into features, or
             ``None`` where the features came as an array.
         hyper_parameters: Hyper-parameters of method and student.
@@ -116,6 +142,8 @@ class Manifest:
     student: str
     classes: tuple[str, ...]
     inputs: tuple[InputEntry, ...]
+    routing: tuple[RoutingEntry, ...]
+    sparse: SparseEntry | None
     preprocessing: Mapping[str, Any] | None
     hyper_parameters: Mapping[str, Any]
     teacher: Mapping[str, Any]
@@ -205,6 +233,7 @@ def write_bundle(
     model: bytes,
     store: Mapping[str, npt.NDArray[Any]],
     card: str,
+    sparse_model: bytes | None = None,
 ) -> Path:
     """Write a bundle, whole or not at all.
 
@@ -218,6 +247,7 @@ def write_bundle(
         model: The ONNX model.
         store: Arrays of the node store by name, without the ending ``.npy``.
         card: Text of ``README.md``.
+        sparse_model: The ONNX model of sparse rows, where ``manifest`` says that there is one.
 
     Returns:
         The folder.
@@ -231,7 +261,7 @@ def write_bundle(
     try:
         with _scratch_folder(target) as scratch:
             draft = scratch / "bundle"
-            files = _write_files(draft, model, store, card)
+            files = _write_files(draft, model, store, card, sparse_model)
             document = {"format": FORMAT, **manifest, "files": files}
             _write_bytes(draft / MANIFEST, _sealed(document, target))
             _sync_folder(draft / STORE)
@@ -265,9 +295,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid JSON: {error}.") from error
     number = document.get("format") if isinstance(document, dict) else None
-    if type(number) is not int or number != FORMAT:
+    if type(number) is not int or number not in READABLE:
         raise BundleError(
-            f"{path} is of format {number!r}, and this version of Limbeck reads format {FORMAT}."
+            f"{path} is of format {number!r}, and this version of Limbeck reads formats "
+            f"{' and '.join(map(str, READABLE))}."
         )
     body, seal = raw[: -len(_seal(b""))], raw[-len(_seal(b"")) :]
     if seal != _seal(body):
@@ -318,13 +349,17 @@ def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
     top = _Fields(document, where)
     graph = _Fields(top.get("graph", dict), where, "graph.")
     calibration = _Fields(top.get("calibration", dict), where, "calibration.")
+    number = top.get("format", int)
+    files = _parse_files(top)
     return Manifest(
-        format=top.get("format", int),
+        format=number,
         limbeck=top.get("limbeck", str),
         method=top.get("method", str),
         student=top.get("student", str),
         classes=top.strings("classes"),
         inputs=_parse_inputs(top),
+        routing=_parse_routing(top) if number > 1 else (),
+        sparse=_parse_sparse(top, files) if number > 1 else None,
         preprocessing=top.optional("preprocessing", dict),
         hyper_parameters=top.get("hyper_parameters", dict),
         teacher=top.get("teacher", dict),
@@ -340,7 +375,7 @@ def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
             counts=_parse_counts(graph),
         ),
         versions=top.get("versions", dict),
-        files=_parse_files(top),
+        files=files,
     )
 
 
@@ -379,10 +414,10 @@ class _Fields:
         return tuple(values)
 
     def entries(self, name: str) -> list[_Fields]:
-        """A list of objects, at least one."""
+        """A list of objects."""
         values = self.get(name, list)
-        if not values or not all(type(value) is dict for value in values):
-            raise self.wrong(name, "a list of objects, at least one")
+        if not all(type(value) is dict for value in values):
+            raise self.wrong(name, "a list of objects")
         return [_Fields(value, self.where, f"{self.prefix}{name}.") for value in values]
 
     def temperature(self, name: str) -> float:
@@ -395,11 +430,11 @@ class _Fields:
             raise self.wrong(name, f"between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
         return float(value)
 
-    def count(self, name: str) -> int:
-        """An integer that is not negative."""
+    def count(self, name: str, least: int = 0) -> int:
+        """An integer of at least ``least``."""
         value = self.get(name, int)
-        if value < 0:
-            raise self.wrong(name, "an integer that is not negative")
+        if value < least:
+            raise self.wrong(name, f"an integer of at least {least}")
         return value
 
 
@@ -415,17 +450,34 @@ def _parse_input(entry: _Fields) -> InputEntry:
     parsed = InputEntry(entry.get("name", str), entry.get("dtype", str), entry.count("width"))
     if parsed.name not in INPUTS or parsed.dtype != "float32" or parsed.width == 0:
         wanted = " or ".join(repr(name) for name in INPUTS)
-        raise entry.wrong(
-            "name", f"{wanted} of dtype 'float32' and a width of at least 1, in format 1"
-        )
+        raise entry.wrong("name", f"{wanted} of dtype 'float32' and a width of at least 1")
     return parsed
 
 
 def _parse_inputs(top: _Fields) -> tuple[InputEntry, ...]:
     parsed = tuple(_parse_input(entry) for entry in top.entries("inputs"))
-    if tuple(entry.name for entry in parsed) != INPUTS[: len(parsed)]:
+    if not parsed or tuple(entry.name for entry in parsed) != INPUTS[: len(parsed)]:
         raise top.wrong("inputs", f"some of {', '.join(INPUTS)} in this order, beginning with x")
     return parsed
+
+
+def _parse_routing(top: _Fields) -> tuple[RoutingEntry, ...]:
+    parsed = []
+    for entry in top.entries("routing"):
+        layer = RoutingEntry(entry.count("experts", 1), entry.count("top_k", 1))
+        if layer.top_k > layer.experts:
+            raise entry.wrong("top_k", f"at most the number of experts, {layer.experts}")
+        parsed.append(layer)
+    return tuple(parsed)
+
+
+def _parse_sparse(top: _Fields, files: Mapping[str, FileEntry]) -> SparseEntry | None:
+    document = top.optional("sparse", dict)
+    if (document is None) != (SPARSE_MODEL not in files):
+        raise top.wrong("sparse", f"an object if the file {SPARSE_MODEL!r} is listed, or null")
+    if document is None:
+        return None
+    return SparseEntry(_Fields(document, top.where, "sparse.").count("values_per_entry", 1))
 
 
 def _parse_counts(graph: _Fields) -> dict[str, int]:
@@ -541,7 +593,11 @@ def _scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def _write_files(
-    draft: Path, model: bytes, store: Mapping[str, npt.NDArray[Any]], card: str
+    draft: Path,
+    model: bytes,
+    store: Mapping[str, npt.NDArray[Any]],
+    card: str,
+    sparse_model: bytes | None,
 ) -> dict[str, dict[str, Any]]:
     """Write all files but ``limbeck.json``; return their entries in it."""
     (draft / STORE).mkdir(parents=True)
@@ -549,6 +605,8 @@ def _write_files(
         MODEL: _write_bytes(draft / MODEL, model),
         CARD: _write_bytes(draft / CARD, card.encode("utf-8")),
     }
+    if sparse_model is not None:
+        files[SPARSE_MODEL] = _write_bytes(draft / SPARSE_MODEL, sparse_model)
     for name, array in store.items():
         file_name = f"{STORE}/{name}.npy"
         with _hashed_file(draft / file_name) as file:

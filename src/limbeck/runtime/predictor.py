@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from limbeck.errors import BundleError, RequestError
-from limbeck.runtime.bundle import MODEL, Bundle, Manifest, open_bundle
-from limbeck.runtime.kernel import Kernel, OnnxKernel
-from limbeck.runtime.rows import check_position, check_rows
+from limbeck.runtime.bundle import MODEL, SPARSE_MODEL, Bundle, Manifest, open_bundle
+from limbeck.runtime.kernel import Kernel, ModelContent, OnnxKernel, Routes, SparseModel
+from limbeck.runtime.rows import Rows, check_position, check_rows
 from limbeck.runtime.store import NodeStore
 
 if TYPE_CHECKING:
@@ -115,19 +116,65 @@ class BundledStudent:
         position: Any = None,
     ) -> npt.NDArray[np.float32]:
         """Logits before calibration, float32 ``[B, C]``; see :meth:`predict`."""
-        if (nodes is None) == (x is None):
-            given = "neither" if x is None else "both"
-            raise RequestError(f"give either nodes or x; {given} was given.")
-        if nodes is not None:
-            if neighbors is not None or position is not None:
-                raise RequestError("neighbors and position belong to new nodes: give x with them.")
-            return self.store.logits(self.store.rows_of(nodes))
-        rows = check_rows(x, self.width)
-        logits = self.kernel(rows, self._positions(len(rows), neighbors, position))
+        known = self._known_rows(nodes, x, neighbors, position)
+        if known is not None:
+            return self.store.logits(known)
+        logits = self.kernel(*self._inputs(None, x, neighbors, position))
         if not np.isfinite(logits).all():
             row = int(np.argmin(np.isfinite(logits).all(axis=1)))
             raise RequestError(f"x[{row}] holds numbers so large that its answer is not finite.")
         return logits
+
+    def explain(
+        self,
+        nodes: Nodes | None = None,
+        *,
+        x: Any = None,
+        neighbors: Any = None,
+        position: Any = None,
+    ) -> tuple[Routes, ...]:
+        """Which experts each node is sent to, and with which weights.
+
+        Known nodes are sent anew, from their stored features; see :meth:`predict` for the
+        arguments.
+
+        Returns:
+            For each layer of experts the ``k`` chosen ones, int64 ``[B, k]``, counted from 0, the
+            one with the largest gate first, and their gates, float32 ``[B, k]``.
+
+        Raises:
+            RequestError: The student has no experts, or :meth:`predict` would raise it.
+        """
+        if not self.manifest.routing:
+            raise RequestError(
+                f"the student {self.manifest.student!r} has no layers of experts that this bundle "
+                "tells of: there is no routing to explain."
+            )
+        return self.kernel.routes(*self._inputs(nodes, x, neighbors, position))
+
+    def _inputs(
+        self, nodes: Nodes | None, x: Any, neighbors: Any, position: Any
+    ) -> tuple[Rows, npt.NDArray[np.float32] | None]:
+        """Checked rows and positions of new nodes, or of known ones as they are stored."""
+        known = self._known_rows(nodes, x, neighbors, position)
+        if known is None:
+            rows = check_rows(x, self.width)
+            return rows, self._positions(len(rows), neighbors, position)
+        has_position = self.manifest.position_width > 0
+        return self.store.features(known), self.store.positions(known) if has_position else None
+
+    def _known_rows(
+        self, nodes: Nodes | None, x: Any, neighbors: Any, position: Any
+    ) -> npt.NDArray[np.int64] | None:
+        """Rows of known nodes in the store; ``None`` if new ones are given."""
+        if (nodes is None) == (x is None):
+            given = "neither" if x is None else "both"
+            raise RequestError(f"give either nodes or x; {given} was given.")
+        if nodes is None:
+            return None
+        if neighbors is not None or position is not None:
+            raise RequestError("neighbors and position belong to new nodes: give x with them.")
+        return self.store.rows_of(nodes)
 
     def _positions(
         self, count: int, neighbors: Any, position: Any
@@ -213,10 +260,42 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundled
 
 
 def _onnx_kernel(bundle: Bundle) -> OnnxKernel:
+    manifest = bundle.manifest
+    sparse = None
+    if manifest.sparse is not None:
+        path = bundle.file(SPARSE_MODEL)
+        sparse = SparseModel(partial(_read, path), manifest.sparse.values_per_entry, path)
     path = bundle.file(MODEL)
+    return make_kernel(manifest, partial(_read, path), path, sparse)
+
+
+def make_kernel(
+    manifest: Manifest,
+    model: ModelContent,
+    where: str | os.PathLike[str],
+    sparse: SparseModel | None,
+) -> OnnxKernel:
+    """What computes the answers of the student that a manifest describes.
+
+    Args:
+        manifest: The manifest.
+        model: Content of its model file, or what reads it.
+        where: Name of that file, for messages.
+        sparse: Its model of sparse rows, or ``None``.
+    """
+    return OnnxKernel(
+        model,
+        manifest.width,
+        len(manifest.classes),
+        where,
+        manifest.position_width,
+        routing=manifest.routing,
+        sparse=sparse,
+    )
+
+
+def _read(path: Path) -> bytes:
     try:
-        model = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
-    manifest = bundle.manifest
-    return OnnxKernel(model, manifest.width, len(manifest.classes), path, manifest.position_width)

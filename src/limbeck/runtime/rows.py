@@ -37,14 +37,57 @@ class CsrRows:
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
-    def dense(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Rows ``start:stop`` as a dense float32 array ``[stop - start, F]``."""
-        first, last = self.indptr[start], self.indptr[stop]
-        lengths = np.diff(self.indptr[start : stop + 1])
-        row = np.repeat(np.arange(stop - start), lengths)
-        flat = np.zeros((stop - start) * self.width, dtype=np.float32)
-        np.add.at(flat, row * self.width + self.indices[first:last], self.values[first:last])
-        return flat.reshape(stop - start, self.width)
+    def dense(self) -> npt.NDArray[np.float32]:
+        """The same rows as a dense float32 array ``[B, F]``."""
+        flat = np.zeros(len(self) * self.width, dtype=np.float32)
+        np.add.at(flat, self._row_of_entry() * self.width + self.indices, self.values)
+        return flat.reshape(len(self), self.width)
+
+    def longest(self) -> int:
+        """Number of entries of the longest row."""
+        return len(self.indices) if len(self) == 1 else int(np.diff(self.indptr).max(initial=0))
+
+    def take(self, rows: npt.NDArray[np.int64]) -> CsrRows:
+        """The rows of these numbers (int64 ``[b]``), in that order."""
+        first, last = self.indptr[rows], self.indptr[rows + 1]
+        indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(last - first, out=indptr[1:])
+        # position of each entry here: its row's first entry plus its place in the row
+        position = np.repeat(first - indptr[:-1], last - first) + np.arange(indptr[-1])
+        return CsrRows(indptr, self.indices[position], self.values[position], self.width)
+
+    def padded(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Columns and values of the rows, ``[B, m]`` each.
+
+        ``m`` is the number of entries of the longest row, at least 1; shorter ones are filled up
+        with zeros in column 0.
+        """
+        shape = (len(self), max(self.longest(), 1))
+        if len(self.indices) == shape[0] * shape[1]:  # all rows are as long
+            return self.indices.reshape(shape), self.values.reshape(shape)
+        is_entry = np.arange(shape[1]) < np.diff(self.indptr)[:, None]
+        columns, values = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+        columns[is_entry], values[is_entry] = self.indices, self.values
+        return columns, values
+
+    def summed(self) -> CsrRows:
+        """The same rows with their columns in order and each column once, its values added up."""
+        rises = self.indices[1:] > self.indices[:-1]
+        if len(self) > 1:
+            first = self.indptr[1:-1]  # first entry of each row but the first row
+            rises[first[(first > 0) & (first < len(self.indices))] - 1] = True
+        if rises.all():
+            return self
+        entry, place = np.unique(
+            self._row_of_entry() * self.width + self.indices, return_inverse=True
+        )
+        values = np.bincount(place, weights=self.values, minlength=len(entry)).astype(np.float32)
+        indptr = np.searchsorted(entry, np.arange(len(self) + 1) * self.width)
+        return CsrRows(indptr, entry % self.width, values, self.width)
+
+    def _row_of_entry(self) -> npt.NDArray[np.int64]:
+        """Row of each entry, ``[nnz]``."""
+        return np.repeat(np.arange(len(self)), np.diff(self.indptr))
 
 
 Rows: TypeAlias = npt.NDArray[np.float32] | CsrRows

@@ -210,14 +210,11 @@ class NodeStore:
         first, last = indptr[rows], indptr[rows + 1]
         if (first < 0).any() or (last < first).any() or (last > len(indices)).any():
             raise BundleError(f"{self._where}/x_indptr.npy does not hold the ends of rows.")
-        new_indptr = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(last - first, out=new_indptr[1:])
-        # position of each entry in the store: its row's first entry plus its place in the row
-        position = np.repeat(first - new_indptr[:-1], last - first) + np.arange(new_indptr[-1])
-        columns = indices[position]
-        if ((columns < 0) | (columns >= self.width)).any():
+        stored = CsrRows(indptr, indices, self._arrays["x_values"], self.width)
+        taken = stored.take(rows)
+        if ((taken.indices < 0) | (taken.indices >= self.width)).any():
             raise BundleError(f"{self._where}/x_indices.npy holds a column that does not exist.")
-        return CsrRows(new_indptr, columns, self._arrays["x_values"][position], self.width)
+        return taken
 
     def positions(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Positional encodings ``[B, d]`` of the nodes in ``rows``, a copy."""

@@ -1,0 +1,263 @@
+"""What a trained student computes, with all that is constant folded into its weights.
+
+A student that this module knows becomes a list of :class:`Block`, each a map, a norm and a ReLU,
+as arrays; :mod:`limbeck.export.forms` writes them as ONNX. Scale :math:`e^t`, input gains and batch
+norm end in the weights, memories are of length one. Weights multiply rows from the right, so they
+are ``[in, out]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from limbeck.students.experts import ExpertLayer, ExpertStudent, bounded_exp, unit
+from limbeck.students.mlp import MLP
+from limbeck.students.moe import MoELayer
+from limbeck.students.rbm import RbMLayer
+
+Array: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map: ``h @ weight + bias``.
+
+    Args:
+        weight: ``[in, out]``.
+        bias: ``[out]``.
+    """
+
+    weight: Array
+    bias: Array
+
+
+@dataclass(frozen=True)
+class Memories:
+    """Chooses experts by the direction of a row, as :class:`~limbeck.students.rbm.RbMLayer`.
+
+    Args:
+        directions: Unit memories, one a column, ``[in, E]``.
+        center: Point that directions are seen from, ``[in]``; ``None`` for the origin.
+        sharpness: Factor of the cosines in the gates.
+    """
+
+    directions: Array
+    center: Array | None
+    sharpness: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Chooses experts by a trained gate, as :class:`~limbeck.students.moe.MoELayer`.
+
+    Args:
+        project: Map to the width ``g`` of the comparison.
+        columns: Unit columns times the sharpness, ``[g, E]``.
+    """
+
+    project: Linear
+    columns: Array
+
+
+@dataclass(frozen=True)
+class Experts:
+    r"""Linear maps of which each row uses some: :math:`\sum_e a_e (\mathbf{W}_e h + \mathbf{b}_e)`.
+
+    Args:
+        weight: ``[E, in, out]``.
+        bias: ``[E, out]``.
+        top_k: Experts per row ``k``.
+        chooser: What chooses them and sets the gates :math:`a_e`.
+    """
+
+    weight: Array
+    bias: Array
+    top_k: int
+    chooser: Memories | Gate
+
+
+@dataclass(frozen=True)
+class CorrectedExperts:
+    r"""Experts that differ by low rank from a map they share.
+
+    .. math::
+        \Bigl(\sum_e a_e\Bigr) \mathbf{W} h
+        + \sum_e a_e (\mathbf{A}_e \mathbf{B}_e h + \mathbf{b}_e)
+
+    Args:
+        weight: The shared map, ``[in, out]``.
+        lower: All :math:`\mathbf{B}_e`, side by side, ``[in, E * r]``.
+        lift: All :math:`\mathbf{A}_e`, one below the other, ``[E * r, out]``.
+        bias: ``[E, out]``.
+        top_k: Experts per row ``k``.
+        chooser: What chooses them and sets the gates :math:`a_e`.
+    """
+
+    weight: Array
+    lower: Array
+    lift: Array
+    bias: Array
+    top_k: int
+    chooser: Memories | Gate
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Layer normalisation over the last axis.
+
+    Args:
+        weight: ``[out]``.
+        bias: ``[out]``.
+        epsilon: Added to the variance.
+    """
+
+    weight: Array
+    bias: Array
+    epsilon: float
+
+
+Map: TypeAlias = Linear | Experts | CorrectedExperts
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer of a student and what follows it.
+
+    Args:
+        map: The layer.
+        shift: Added to its result, ``[out]``; ``None`` for nothing.
+        norm: Layer norm behind it, or ``None``.
+        relu: Whether a ReLU comes last.
+    """
+
+    map: Map
+    shift: Array | None = None
+    norm: LayerNorm | None = None
+    relu: bool = False
+
+
+def fold(student: torch.nn.Module) -> list[Block] | None:
+    """The blocks of a student in eval mode; ``None`` for a student that is not known here.
+
+    Known are :class:`~limbeck.students.mlp.MLP` and
+    :class:`~limbeck.students.experts.ExpertStudent` whose layers are known, also subclasses that
+    do not compute otherwise.
+
+    Args:
+        student: The student, on the CPU; it is left as it is.
+    """
+    maps: list[Map]
+    with torch.no_grad():
+        if isinstance(student, MLP) and _computes_as(student, MLP, "first", "hidden", "classify"):
+            maps = [_linear(cast(torch.nn.Linear, lin)) for lin in student.lins]
+        elif isinstance(student, ExpertStudent) and _computes_as(
+            student, ExpertStudent, "trace", "read"
+        ):
+            layers = [cast(ExpertLayer, layer) for layer in student.layers]
+            if any(type(layer) not in _CHOOSERS for layer in layers):
+                return None
+            maps = [_experts(layer) for layer in layers]
+        else:
+            return None
+        norms = list(student.norms)
+        return [
+            *(_hidden(layer, norm) for layer, norm in zip(maps, norms, strict=False)),
+            Block(maps[-1]),
+        ]
+
+
+def sums_to_one(layer: Map) -> bool:
+    """Whether the weights of the layer's maps sum to one in every row, as those of one map do."""
+    return isinstance(layer, Linear) or isinstance(layer.chooser, Memories)
+
+
+def _computes_as(student: torch.nn.Module, base: type[torch.nn.Module], *parts: str) -> bool:
+    """Whether the methods that a student of this kind answers with are those of ``base``."""
+    return all(
+        getattr(type(student), name) is getattr(base, name)
+        for name in ("forward", "activate", *parts)
+    )
+
+
+def _linear(lin: torch.nn.Linear) -> Linear:
+    return Linear(_array(lin.weight.t()), _array(lin.bias))
+
+
+def _experts(layer: ExpertLayer) -> Map:
+    if isinstance(layer, RbMLayer) and not layer.routed:
+        # in pretraining the layer is its first expert, without scale and gain
+        return _linear(cast(torch.nn.Linear, layer.experts[0]))
+    chooser = _CHOOSERS[type(layer)](layer)
+    scale = bounded_exp(layer.log_scale)
+    log_gain = layer.log_gain if isinstance(layer, RbMLayer) else None
+    gain = torch.ones(()) if log_gain is None else bounded_exp(log_gain).unsqueeze(2)  # [., in, 1]
+    weights, biases = layer.written_out()
+    bias = _array(scale * biases)
+    if layer.corrections is None:
+        weight = _array(scale * (weights.transpose(1, 2) * gain))
+        return Experts(weight, bias, layer.top_k, chooser)
+    base = cast(torch.nn.Linear, layer.experts[0])
+    shared_gain = gain[0] if log_gain is not None else gain
+    lower = layer.corrections.lower.flatten(0, 1).t()  # [in, E * r]
+    lift = layer.corrections.lift.transpose(1, 2).flatten(0, 1)  # [E * r, out]
+    return CorrectedExperts(
+        _array(scale * (base.weight.t() * shared_gain)),
+        _array(lower * shared_gain),
+        _array(scale * lift),
+        bias,
+        layer.top_k,
+        chooser,
+    )
+
+
+def _memories(layer: RbMLayer) -> Memories:
+    sharpness = 1.0 if layer.log_sharpness is None else float(bounded_exp(layer.log_sharpness))
+    center = None if layer.center is None else _array(layer.center)
+    return Memories(_array(unit(layer.memory).t()), center, sharpness)
+
+
+def _gate(layer: MoELayer) -> Gate:
+    columns = bounded_exp(layer.log_sharpness) * unit(layer.columns).t()
+    return Gate(_linear(layer.project), _array(columns))
+
+
+_CHOOSERS: dict[type[torch.nn.Module], Callable[[Any], Memories | Gate]] = {
+    RbMLayer: _memories,
+    MoELayer: _gate,
+}
+
+
+def _hidden(layer: Map, norm: torch.nn.Module) -> Block:
+    """A layer with the norm and the ReLU behind it."""
+    if isinstance(norm, torch.nn.LayerNorm):
+        return Block(
+            layer, norm=LayerNorm(_array(norm.weight), _array(norm.bias), norm.eps), relu=True
+        )
+    if not isinstance(norm, torch.nn.BatchNorm1d):
+        return Block(layer, relu=True)
+    # in eval mode batch norm is a scale and a shift per column
+    scale = norm.weight / (cast(Tensor, norm.running_var) + norm.eps).sqrt()
+    shift = _array(norm.bias - cast(Tensor, norm.running_mean) * scale)
+    scaled = _scaled(layer, _array(scale))
+    if not sums_to_one(layer):
+        return Block(scaled, shift=shift, relu=True)
+    return Block(replace(scaled, bias=scaled.bias + shift), relu=True)
+
+
+def _scaled(layer: Map, scale: Array) -> Map:
+    """The layer with each column of its result multiplied with ``scale`` ``[out]``."""
+    scaled = replace(layer, weight=layer.weight * scale, bias=layer.bias * scale)
+    if isinstance(scaled, CorrectedExperts):
+        return replace(scaled, lift=scaled.lift * scale)
+    return scaled
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.ascontiguousarray(tensor.detach().float().numpy())
