@@ -22,6 +22,8 @@ METHODS = {
     "ff-g2m": "limbeck.methods.ff_g2m:FFG2M",
     "rbm": "limbeck.methods.rbm:RoutingByMemory",
     "moe": "limbeck.methods.moe:MixtureOfExperts",
+    "sa-mlp": "limbeck.methods.sa_mlp:StructureAwareMLP",
+    "sa-mlp-labels": "limbeck.methods.sa_mlp:StructureAwareLabels",
     "ensemble": "limbeck.methods.ensemble:EnsembleOfGLNNs",
 }
 

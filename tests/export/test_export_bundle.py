@@ -180,7 +180,7 @@ def test_a_node_or_none(tmp_path: Path) -> None:
 def test_known_logits_come_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     student = MLP(WIDTH, 8, 3, dropout=0.5)
     whole = known_logits(student, NodeInputs(make_x()))
-    monkeypatch.setattr("limbeck.export.bundle.BLOCK_ROWS", 7)
+    monkeypatch.setattr("limbeck.export.onnx.BLOCK_ROWS", 7)
     np.testing.assert_allclose(known_logits(student, NodeInputs(make_x())), whole, atol=1e-6)
     assert student.training
 

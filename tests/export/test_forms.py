@@ -14,8 +14,7 @@ from onnx import numpy_helper
 import limbeck.export.onnx
 from limbeck.export import ParityError, to_onnx, to_sparse_onnx
 from limbeck.export.onnx import routing_entries
-from limbeck.runtime.kernel import OnnxKernel
-from limbeck.runtime.predictor import softmax
+from limbeck.runtime.kernel import OnnxKernel, softmax
 from limbeck.runtime.rows import CsrRows
 from limbeck.students import MLP, NodeInputs
 from limbeck.students.experts import ExpertStudent

@@ -9,8 +9,7 @@ import torch
 import limbeck.export.onnx
 from limbeck.errors import OptionError
 from limbeck.export import ParityError, to_onnx
-from limbeck.runtime.kernel import OnnxKernel
-from limbeck.runtime.predictor import softmax
+from limbeck.runtime.kernel import OnnxKernel, softmax
 from limbeck.students import MLP, InputSpec, NodeInputs
 
 WIDTH, CLASSES = 6, 3

@@ -71,7 +71,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken")
     monkeypatch.undo()
-    assert [path.name for path in (tmp_path / "broken").iterdir()] == [f"run-{stop_at // 5}.pt"]
+    assert [path.name for path in (tmp_path / "broken").iterdir()] == [
+        f"run-member-{stop_at // 5}.pt"
+    ]
     resumed = train(tmp_path / "broken")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert not list((tmp_path / "broken").iterdir())

@@ -35,7 +35,8 @@ from limbeck.methods.sa_mlp import (
 )
 from limbeck.students import NodeInputs, inputs_of
 from limbeck.students.inputs import stack_rows
-from limbeck.students.sa_mlp import SAMLP, FullTable
+from limbeck.students.sa_mlp import SAMLP
+from limbeck.students.structure_tables import FullTable
 from limbeck.teachers import fit_teacher, knowledge_from
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.testing import check_method, small_graph
@@ -466,7 +467,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         patch.setattr(Lessons, lesson, interrupted)
         with pytest.raises(KeyboardInterrupt):
             trained(checkpoint)
-    assert [path.name for path in tmp_path.iterdir()] == [f"run-{stage}.checkpoint"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"run-stage-{stage}.checkpoint"]
     resumed = trained(checkpoint)
     state = whole.state_dict()
     assert all(torch.equal(state[name], value) for name, value in resumed.state_dict().items())

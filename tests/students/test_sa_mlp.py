@@ -11,10 +11,8 @@ from limbeck.errors import OptionError
 from limbeck.graphs.sparse import csr_tensor, to_csr
 from limbeck.students import NodeInputs
 from limbeck.students.inputs import no_neighbors
-from limbeck.students.sa_mlp import (
-    SAMLP,
-    FeatureScaling,
-    FeedForward,
+from limbeck.students.sa_mlp import SAMLP, FeatureScaling, FeedForward
+from limbeck.students.structure_tables import (
     FullTable,
     HashedTable,
     LandmarkTable,

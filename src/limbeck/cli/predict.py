@@ -10,6 +10,9 @@ from cyclopts import Parameter
 from limbeck.cli.output import show_json, show_table
 from limbeck.errors import OptionError
 
+SHOWN_NEIGHBORS = 3
+"""Neighbours that are printed of a node, those that moved its answer most."""
+
 
 def predict(
     bundle: Path,
@@ -28,8 +31,9 @@ def predict(
         input: Table of new nodes (Parquet, CSV, Arrow) with the columns that training had, or a
             .npy file of features [B, F].
         top: Number of classes to print per node.
-        explain: Print also the experts that each layer sends a node to, with their gates; for
-            students of experts, such as those of rbm and moe.
+        explain: Print also why: for students of experts, such as those of rbm and moe, the experts
+            that each layer sends a node to, with their gates; for students that read neighbours,
+            such as those of sa-mlp, how much these count, and which moved the answer most.
         json: Print JSON.
     """
     import numpy as np
@@ -43,7 +47,7 @@ def predict(
     student = limbeck.load(bundle)
     request = {"nodes": _as_ids(nodes, student)} if input is None else _rows_of_file(student, input)
     probabilities = student.predict_proba(**request)
-    layers = student.explain(**request) if explain else ()
+    reasons = _reasons(student.explain(**request), len(probabilities)) if explain else []
     names = list(range(len(probabilities))) if input is not None else request["nodes"]
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     answers: list[dict[str, Any]] = [
@@ -53,29 +57,69 @@ def predict(
         }
         for name, row, best in zip(names, probabilities, order, strict=True)
     ]
-    if explain:
-        for i, answer in enumerate(answers):
-            answer["layers"] = [
-                {"experts": layer.experts[i].tolist(), "gates": layer.gates[i].tolist()}
-                for layer in layers
-            ]
+    for answer, reason in zip(answers, reasons, strict=bool(reasons)):
+        answer |= reason
     if json:
         show_json(answers)
         return
     columns = [
         "node" if input is None else "row",
         *[f"class {i + 1}" for i in range(min(top, len(student.classes)))],
-        *[f"layer {i + 1}: expert (gate)" for i in range(len(layers))],
+        *_reason_columns(reasons),
     ]
     rows = [
         [
             answer["node"],
             *[f"{c['class']} ({c['probability']:.4f})" for c in answer["classes"]],
-            *[_sent_to(layer) for layer in answer.get("layers", [])],
+            *_reason_cells(answer),
         ]
         for answer in answers
     ]
     show_table(str(bundle), columns, rows)
+
+
+def _reasons(explanation: Any, count: int) -> list[dict[str, Any]]:
+    """What was explained, node by node."""
+    from limbeck.runtime import StructureExplanation
+
+    if isinstance(explanation, StructureExplanation):
+        return [
+            {
+                "gate": float(gate),
+                "structure_share": float(share),
+                "neighbors": [{"node": node, "change": change} for node, change in neighbors],
+            }
+            for gate, share, neighbors in zip(
+                explanation.gate, explanation.share, explanation.neighbors, strict=True
+            )
+        ]
+    return [
+        {
+            "layers": [
+                {"experts": layer.experts[i].tolist(), "gates": layer.gates[i].tolist()}
+                for layer in explanation
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+def _reason_columns(reasons: list[dict[str, Any]]) -> list[str]:
+    if not reasons:
+        return []
+    if "layers" in reasons[0]:
+        return [f"layer {i + 1}: expert (gate)" for i in range(len(reasons[0]["layers"]))]
+    return ["gate", "share of structure", "neighbour (change)"]
+
+
+def _reason_cells(answer: dict[str, Any]) -> list[str]:
+    if "layers" in answer:
+        return [_sent_to(layer) for layer in answer["layers"]]
+    if "neighbors" not in answer:
+        return []
+    most = answer["neighbors"][:SHOWN_NEIGHBORS]
+    moved = ", ".join(f"{each['node']} ({each['change']:+.4f})" for each in most)
+    return [f"{answer['gate']:.4f}", f"{answer['structure_share']:.4f}", moved]
 
 
 def _sent_to(layer: dict[str, Any]) -> str:

@@ -156,6 +156,7 @@ class Run:
             observed=torch.empty(len(view.nodes), dtype=torch.bool)
             .index_fill_(0, view.nodes, False)
             .index_fill_(0, view.nodes[: view.num_observed], True),
+            columns=view.nodes[: view.num_observed],
             graph_info=info,
             method=self.method.name,
             student_name=type(self.student).__name__.lower(),

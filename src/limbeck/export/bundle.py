@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +19,22 @@ from limbeck.errors import OptionError
 from limbeck.export.card import make_card
 from limbeck.export.onnx import (
     PROBE_ROWS,
-    RawStudent,
     Scaling,
     check_scaling,
+    dense_rows,
     input_widths,
+    known_logits,
+    on_cpu,
     routing_entries,
     to_onnx,
     to_sparse_onnx,
 )
+from limbeck.export.structure import TableDtype, export_structure
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import is_csr
 from limbeck.runtime.bundle import (
     CARD,
     FORMAT,
-    INPUTS,
     MANIFEST,
     MODEL,
     SPARSE_MODEL,
@@ -45,9 +46,9 @@ from limbeck.runtime.kernel import SparseModel
 from limbeck.runtime.predictor import BundledStudent, make_kernel
 from limbeck.runtime.rows import CsrRows, Rows
 from limbeck.runtime.store import NodeStore, store_arrays
-from limbeck.students.inputs import NodeInputs
-
-BLOCK_ROWS = 4096
+from limbeck.runtime.structure import StructureStore
+from limbeck.students.inputs import InputSpec, NodeInputs
+from limbeck.students.sa_mlp import SAMLP
 
 Latency = Mapping[str, Any] | Callable[[BundledStudent], Mapping[str, Any]]
 
@@ -70,6 +71,8 @@ def export_bundle(
     scaling: Scaling | None = None,
     latency: Latency | None = None,
     observed: torch.Tensor | None = None,
+    columns: torch.Tensor | None = None,
+    table_dtype: TableDtype = "float32",
 ) -> Path:
     """Write the bundle of a trained student, whole or not at all.
 
@@ -94,6 +97,10 @@ def export_bundle(
             written, such as :func:`limbeck.runtime.measure_latency`; ``None`` leaves it out.
         observed: Which known nodes training observed, bool ``[N]``; all by default. A new node
             takes its position from such neighbours.
+        columns: For a student that reads neighbours: the known node that each column of
+            ``inputs.neighbors`` stands for, int64 ``[observed]``.
+        table_dtype: How the rows of its table are stored: ``"float32"``, or ``"int8"`` with one
+            factor per row. The card says how many known nodes that leaves in their class.
 
     Returns:
         The folder.
@@ -105,23 +112,29 @@ def export_bundle(
         ParityError: ONNX Runtime answers differently from torch.
     """
     check_target(path)  # before the work, not only after it
-    inputs = _on_cpu(inputs)
-    widths = input_widths(student)
-    width = widths[0]
-    check_scaling(scaling, width)
-    _check_inputs(graph_info, inputs, width)
+    inputs = on_cpu(inputs)
+    specs = _input_specs(student)
+    check_scaling(scaling, specs[0].width)
+    _check_inputs(graph_info, inputs, specs[0].width)
     rows = _raw_rows(inputs)
-    logits = known_logits(student, inputs, scaling)
+    structure = None
+    if isinstance(student, SAMLP):
+        if columns is None:
+            raise OptionError("the student reads neighbors: say which node each column stands for.")
+        structure = export_structure(student, inputs, rows, columns.cpu(), scaling, table_dtype)
+        logits, model, sparse = structure.logits, structure.model, structure.sparse
+    else:
+        logits = known_logits(student, inputs, scaling)
+        probe = _probe(inputs)
+        model = to_onnx(student, scaling, probe=probe)
+        sparse = to_sparse_onnx(student, scaling, probe=probe) if is_csr(inputs.x) else None
     _check_classes(graph_info, logits)
     fields: dict[str, Any] = {
         "limbeck": limbeck.__version__,
         "method": method,
         "student": student_name,
         "classes": list(graph_info.class_names),
-        "inputs": [
-            {"name": name, "dtype": "float32", "width": width}
-            for name, width in zip(INPUTS, widths, strict=False)
-        ],
+        "inputs": [{"name": spec.name, "dtype": spec.dtype, "width": spec.width} for spec in specs],
         "preprocessing": None if graph_info.encoder is None else graph_info.encoder.to_json(),
         "hyper_parameters": dict(hyper_parameters),
         "teacher": dict(teacher),
@@ -138,11 +151,10 @@ def export_bundle(
         },
         "versions": _versions(),
     }
-    probe = _probe(inputs)
-    model = to_onnx(student, scaling, probe=probe)
-    sparse = to_sparse_onnx(student, scaling, probe=probe) if is_csr(inputs.x) else None
     fields["routing"] = [asdict(layer) for layer in routing_entries(student)]
     fields["sparse"] = None if sparse is None else {"values_per_entry": sparse.values_per_entry}
+    if structure is not None:
+        fields["structure"] = structure.fields
     position = None if inputs.position is None else inputs.position.numpy()
     store = store_arrays(
         graph_info.node_ids,
@@ -151,6 +163,8 @@ def export_bundle(
         position,
         None if observed is None else observed.cpu().numpy(),
     )
+    if structure is not None:
+        store |= structure.arrays
     if callable(latency):
         latency = latency(_in_memory(fields, model, sparse, store))
     fields["latency"] = None if latency is None else dict(latency)
@@ -161,35 +175,15 @@ def export_bundle(
     return write_bundle(path, fields, model, store, card, sparse_model)
 
 
-def known_logits(
-    student: torch.nn.Module, inputs: NodeInputs, scaling: Scaling | None = None
-) -> npt.NDArray[np.float32]:
-    """The student's logits for all known nodes, float32 ``[N, C]``, in blocks of nodes.
+def _input_specs(student: torch.nn.Module) -> tuple[InputSpec, ...]:
+    """What the student reads.
 
-    Args:
-        student: The student; it is left as it is.
-        inputs: Raw inputs of the nodes.
-        scaling: Mean and deviation that features were standardised with in training.
+    Raises:
+        OptionError: A bundle has no place for it.
     """
-    raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
-    inputs = _on_cpu(inputs)
-    blocks = []
-    with torch.no_grad():
-        # one empty block where there is no node, for the number of classes
-        for start in range(0, max(len(inputs), 1), BLOCK_ROWS):
-            index = torch.arange(start, min(start + BLOCK_ROWS, len(inputs)))
-            blocks.append(raw_student(*_dense(inputs.take(index))).numpy())
-    return np.concatenate(blocks)
-
-
-def _on_cpu(inputs: NodeInputs) -> NodeInputs:
-    position = None if inputs.position is None else inputs.position.detach().cpu()
-    return NodeInputs(inputs.x.detach().cpu(), position)
-
-
-def _dense(inputs: NodeInputs) -> tuple[torch.Tensor, ...]:
-    x = inputs.x.to_dense() if is_csr(inputs.x) else inputs.x
-    return (x,) if inputs.position is None else (x, inputs.position)
+    if not isinstance(student, SAMLP):
+        input_widths(student)
+    return cast(tuple[InputSpec, ...], student.inputs)
 
 
 def _probe(inputs: NodeInputs) -> tuple[torch.Tensor, ...] | None:
@@ -197,7 +191,7 @@ def _probe(inputs: NodeInputs) -> tuple[torch.Tensor, ...] | None:
     if len(inputs) == 0:
         return None
     index = torch.linspace(0, len(inputs) - 1, min(PROBE_ROWS, len(inputs))).long()
-    return _dense(inputs.take(index))
+    return dense_rows(inputs.take(index))
 
 
 def _raw_rows(inputs: NodeInputs) -> Rows:
@@ -255,6 +249,9 @@ def _in_memory(
         manifest,
         node_store,
         lambda: make_kernel(manifest, model, "the exported model", sparse),
+        None
+        if manifest.structure is None
+        else StructureStore(store, manifest.structure, node_store.num_nodes),
     )
 
 

@@ -187,7 +187,7 @@ def _computes_as(student: torch.nn.Module, base: type[torch.nn.Module], *parts: 
 
 
 def _linear(lin: torch.nn.Linear) -> Linear:
-    return Linear(_array(lin.weight.t()), _array(lin.bias))
+    return Linear(as_array(lin.weight.t()), as_array(lin.bias))
 
 
 def _experts(layer: ExpertLayer) -> Map:
@@ -199,18 +199,18 @@ def _experts(layer: ExpertLayer) -> Map:
     log_gain = layer.log_gain if isinstance(layer, RbMLayer) else None
     gain = torch.ones(()) if log_gain is None else bounded_exp(log_gain).unsqueeze(2)  # [., in, 1]
     weights, biases = layer.written_out()
-    bias = _array(scale * biases)
+    bias = as_array(scale * biases)
     if layer.corrections is None:
-        weight = _array(scale * (weights.transpose(1, 2) * gain))
+        weight = as_array(scale * (weights.transpose(1, 2) * gain))
         return Experts(weight, bias, layer.top_k, chooser)
     base = cast(torch.nn.Linear, layer.experts[0])
     shared_gain = gain[0] if log_gain is not None else gain
     lower = layer.corrections.lower.flatten(0, 1).t()  # [in, E * r]
     lift = layer.corrections.lift.transpose(1, 2).flatten(0, 1)  # [E * r, out]
     return CorrectedExperts(
-        _array(scale * (base.weight.t() * shared_gain)),
-        _array(lower * shared_gain),
-        _array(scale * lift),
+        as_array(scale * (base.weight.t() * shared_gain)),
+        as_array(lower * shared_gain),
+        as_array(scale * lift),
         bias,
         layer.top_k,
         chooser,
@@ -219,13 +219,13 @@ def _experts(layer: ExpertLayer) -> Map:
 
 def _memories(layer: RbMLayer) -> Memories:
     sharpness = 1.0 if layer.log_sharpness is None else float(bounded_exp(layer.log_sharpness))
-    center = None if layer.center is None else _array(layer.center)
-    return Memories(_array(unit(layer.memory).t()), center, sharpness)
+    center = None if layer.center is None else as_array(layer.center)
+    return Memories(as_array(unit(layer.memory).t()), center, sharpness)
 
 
 def _gate(layer: MoELayer) -> Gate:
     columns = bounded_exp(layer.log_sharpness) * unit(layer.columns).t()
-    return Gate(_linear(layer.project), _array(columns))
+    return Gate(_linear(layer.project), as_array(columns))
 
 
 _CHOOSERS: dict[type[torch.nn.Module], Callable[[Any], Memories | Gate]] = {
@@ -238,14 +238,14 @@ def _hidden(layer: Map, norm: torch.nn.Module) -> Block:
     """A layer with the norm and the ReLU behind it."""
     if isinstance(norm, torch.nn.LayerNorm):
         return Block(
-            layer, norm=LayerNorm(_array(norm.weight), _array(norm.bias), norm.eps), relu=True
+            layer, norm=LayerNorm(as_array(norm.weight), as_array(norm.bias), norm.eps), relu=True
         )
     if not isinstance(norm, torch.nn.BatchNorm1d):
         return Block(layer, relu=True)
     # in eval mode batch norm is a scale and a shift per column
     scale = norm.weight / (cast(Tensor, norm.running_var) + norm.eps).sqrt()
-    shift = _array(norm.bias - cast(Tensor, norm.running_mean) * scale)
-    scaled = _scaled(layer, _array(scale))
+    shift = as_array(norm.bias - cast(Tensor, norm.running_mean) * scale)
+    scaled = _scaled(layer, as_array(scale))
     if not sums_to_one(layer):
         return Block(scaled, shift=shift, relu=True)
     return Block(replace(scaled, bias=scaled.bias + shift), relu=True)
@@ -259,5 +259,6 @@ def _scaled(layer: Map, scale: Array) -> Map:
     return scaled
 
 
-def _array(tensor: Tensor) -> Array:
+def as_array(tensor: Tensor) -> Array:
+    """The values of a tensor as a contiguous float32 array."""
     return np.ascontiguousarray(tensor.detach().float().numpy())

@@ -82,6 +82,10 @@ class Rows(ABC):
         """Euclidean length of each row, ``[B, 1]``."""
 
     @abstractmethod
+    def magnitude(self) -> str:
+        """Sum of the absolute values of each row, ``[B, 1]``."""
+
+    @abstractmethod
     def compare(self, memories: Memories) -> tuple[str, str]:
         """Products with the memories' directions ``[B, E]``, and the rows' lengths ``[B, 1]``.
 
@@ -121,6 +125,10 @@ class DenseRows(Rows):
         squares = self.graph.op("Mul", self.value, self.value)
         square = self.graph.op("Gemm", ones, squares, transB=1)  # [1, B]
         return self.graph.op("Sqrt", self.graph.op("Reshape", square, int64(-1, 1)))
+
+    def magnitude(self) -> str:
+        """Sum of the absolute values of each row, ``[B, 1]``."""
+        return self.graph.op("ReduceL1", self.value, int64(1))
 
     def compare(self, memories: Memories) -> tuple[str, str]:
         """Products with the memories' directions ``[B, E]``, and the rows' lengths ``[B, 1]``."""
@@ -214,6 +222,13 @@ class SparseRows(Rows):
     def length(self) -> str:
         """Euclidean length of each row, ``[B, 1]``."""
         return self.graph.op("Sqrt", self._square())
+
+    def magnitude(self) -> str:
+        """Sum of the absolute values of each row, ``[B, 1]``."""
+        magnitude = self.graph.op("ReduceL1", self.values, int64(1))
+        if self.position is None:
+            return magnitude
+        return self.graph.op("Add", magnitude, self.position.magnitude())
 
     def compare(self, memories: Memories) -> tuple[str, str]:
         """Products with the memories' directions ``[B, E]``, and the rows' lengths ``[B, 1]``."""

@@ -26,9 +26,16 @@ from limbeck.export.forms import (
     write,
 )
 from limbeck.export.graph import Dtype, Graph, Signature
+from limbeck.graphs.sparse import is_csr
 from limbeck.runtime.bundle import INPUTS, RoutingEntry
-from limbeck.runtime.kernel import ENTRIES, OnnxKernel, SparseModel, open_model, route_names
-from limbeck.runtime.predictor import softmax
+from limbeck.runtime.kernel import (
+    ENTRIES,
+    OnnxKernel,
+    SparseModel,
+    open_model,
+    route_names,
+    softmax,
+)
 from limbeck.runtime.rows import CsrRows
 from limbeck.students.experts import ExpertStudent
 from limbeck.students.inputs import InputSpec, NodeInputs
@@ -37,6 +44,7 @@ PARITY = 1e-5
 """Largest difference in probability allowed between torch and the exported model."""
 
 PROBE_ROWS = 64
+BLOCK_ROWS = 4096
 
 TIE = 1e-5
 """Experts whose similarities are as close as this are chosen by rounding."""
@@ -69,15 +77,54 @@ class RawStudent(torch.nn.Module):
             self.register_buffer("mean", scaling[0].float())
             self.register_buffer("deviation", scaling[1].float())
 
-    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, position: Tensor | None = None, neighbors: Tensor | None = None
+    ) -> Tensor:
         """Logits ``[B, C]`` of raw rows ``x``."""
-        return cast(Tensor, self.student(self.inputs(x, position)))
+        return cast(Tensor, self.student(self.inputs(x, position, neighbors)))
 
-    def inputs(self, x: Tensor, position: Tensor | None = None) -> NodeInputs:
+    def inputs(
+        self, x: Tensor, position: Tensor | None = None, neighbors: Tensor | None = None
+    ) -> NodeInputs:
         """What the student reads of raw rows ``x``."""
         if self.scales:
             x = (x - cast(Tensor, self.mean)) / cast(Tensor, self.deviation)
-        return NodeInputs(x, position)
+        return NodeInputs(x, position, neighbors)
+
+
+def known_logits(
+    student: torch.nn.Module, inputs: NodeInputs, scaling: Scaling | None = None
+) -> npt.NDArray[np.float32]:
+    """The student's logits for all known nodes, float32 ``[N, C]``, in blocks of nodes.
+
+    Args:
+        student: The student; it is left as it is.
+        inputs: Raw inputs of the nodes.
+        scaling: Mean and deviation that features were standardised with in training.
+    """
+    raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
+    inputs = on_cpu(inputs)
+    blocks = []
+    with torch.no_grad():
+        # one empty block where there is no node, for the number of classes
+        for start in range(0, max(len(inputs), 1), BLOCK_ROWS):
+            index = torch.arange(start, min(start + BLOCK_ROWS, len(inputs)))
+            block = inputs.take(index)
+            blocks.append(raw_student(*dense_rows(block), neighbors=block.neighbors).numpy())
+    return np.concatenate(blocks)
+
+
+def on_cpu(inputs: NodeInputs) -> NodeInputs:
+    """The same inputs on the CPU."""
+    position = None if inputs.position is None else inputs.position.detach().cpu()
+    neighbors = None if inputs.neighbors is None else inputs.neighbors.detach().cpu()
+    return NodeInputs(inputs.x.detach().cpu(), position, neighbors)
+
+
+def dense_rows(inputs: NodeInputs) -> tuple[Tensor, ...]:
+    """Dense features ``[B, F]``, and positions ``[B, d]`` behind them where there are any."""
+    x = inputs.x.to_dense() if is_csr(inputs.x) else inputs.x
+    return (x,) if inputs.position is None else (x, inputs.position)
 
 
 def to_onnx(
@@ -120,7 +167,8 @@ def to_onnx(
     rows = _clearly_routed(raw_student, rows)
     expected = _logits(raw_student, rows)
     kernel = OnnxKernel(model, widths[0], expected.shape[1], "the exported model", sum(widths[1:]))
-    _check_parity(expected, kernel(*(np.ascontiguousarray(part.numpy()) for part in rows)))
+    x, *position = (np.ascontiguousarray(part.numpy()) for part in rows)
+    check_parity(expected, kernel(x, position[0] if position else None))
     return model
 
 
@@ -165,7 +213,7 @@ def to_sparse_onnx(
         ends["position"] = ("tensor(float)", widths[1])
     answers: dict[str, tuple[str, int | None]] = {"logits": ("tensor(float)", expected.shape[1])}
     session = open_model(model, "the exported sparse model", ends, answers)
-    _check_parity(expected, session.run(["logits"], _entries(rows))[0])
+    check_parity(expected, session.run(["logits"], _entries(rows))[0])
     return SparseModel(model, values_per_entry(blocks[0].map), "the exported sparse model")
 
 
@@ -351,7 +399,12 @@ def _logits(raw_student: RawStudent, rows: tuple[Tensor, ...]) -> npt.NDArray[np
     return logits
 
 
-def _check_parity(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> None:
+def check_parity(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> None:
+    """Compare logits ``[B, C]`` of the student with those of its exported model.
+
+    Raises:
+        ParityError: Probabilities differ by more than :data:`PARITY`.
+    """
     difference = np.abs(softmax(ours, 1.0) - softmax(theirs, 1.0)).max(initial=0.0)
     if not difference <= PARITY:
         raise ParityError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 from limbeck.errors import TeacherError
@@ -61,20 +60,13 @@ class EnsembleOfGLNNs(GLNN):
                 super().distill(
                     view,
                     knowledge,
-                    checkpoint=_checkpoint_of(checkpoint, member),
+                    checkpoint=checkpoint and checkpoint.of_part(f"member {member}"),
                     progress=f"{progress} {of_member}" if progress else None,
                 )
             )
         members = [one.student for one in trained if isinstance(one.student, MLP)]
         history = _one_after_another([one.history for one in trained])
         return Distilled(EnsembleOfMLPs(members).eval(), history, trained[0].inputs)
-
-
-def _checkpoint_of(checkpoint: Checkpoint | None, member: int) -> Checkpoint | None:
-    if checkpoint is None:
-        return None
-    path = checkpoint.path.with_stem(f"{checkpoint.path.stem}-{member}")
-    return replace(checkpoint, path=path, key=f"{checkpoint.key} member {member}")
 
 
 def _one_after_another(histories: list[History]) -> History:

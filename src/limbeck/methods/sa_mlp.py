@@ -26,11 +26,13 @@ from limbeck.students.sa_mlp import (
     AdjNorm,
     FeatureScale,
     FeatureScaling,
+    Head,
+    Order,
+)
+from limbeck.students.structure_tables import (
     FullTable,
     HashedTable,
-    Head,
     LandmarkTable,
-    Order,
     StructureTable,
     TiedTable,
     entry_rows,
@@ -229,7 +231,7 @@ class StructureAwareMLP(Method):
             student,
             lessons.with_structure,
             lessons.accuracy_with_structure,
-            checkpoint=_of_stage(checkpoint, 1),
+            checkpoint=checkpoint and checkpoint.of_part("stage 1"),
             progress=progress,
         )
         if self.stages != "two":
@@ -238,7 +240,7 @@ class StructureAwareMLP(Method):
             lessons.freeze(),
             lessons.without_structure,
             lessons.accuracy_without_structure,
-            checkpoint=_of_stage(checkpoint, 2),
+            checkpoint=checkpoint and checkpoint.of_part("stage 2"),
             progress=f"{progress} without structure" if progress else None,
         )
         student.routed = True
@@ -671,13 +673,6 @@ def embedding_loss(predicted: Tensor, target: Tensor) -> Tensor:
         target: ``[B, h]``, without gradient.
     """
     return (predicted - target).square().sum() / target.square().sum().clamp_min(1e-12)
-
-
-def _of_stage(checkpoint: Checkpoint | None, stage: int) -> Checkpoint | None:
-    if checkpoint is None:
-        return None
-    path = checkpoint.path.with_stem(f"{checkpoint.path.stem}-{stage}")
-    return replace(checkpoint, path=path, key=f"{checkpoint.key} stage {stage}")
 
 
 def _one_after_the_other(first: History, second: History) -> History:

@@ -37,6 +37,7 @@ FORMAT = 2
 READABLE = (1, FORMAT)
 MANIFEST = "limbeck.json"
 INPUTS = ("x", "position")
+NEIGHBORS = "neighbors"
 MODEL = "model.onnx"
 SPARSE_MODEL = "sparse.onnx"
 CARD = "README.md"
@@ -84,6 +85,25 @@ class SparseEntry:
 
 
 @dataclass(frozen=True)
+class StructureEntry:
+    """The table of a student that reads neighbours.
+
+    Args:
+        width: Values ``h`` of a row.
+        power: Power of the degree that the sum over neighbours is divided by: 0, 0.5 or 1.
+        blend: Degree at which neighbours and features count the same, 0 for no blend.
+        table_dtype: How rows are stored: ``"float32"``, or ``"int8"`` with a factor for each.
+        agreement: Share of the known nodes whose class is that of the table as it was trained.
+    """
+
+    width: int
+    power: float
+    blend: float
+    table_dtype: str
+    agreement: float
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size in bytes and sha256 (hexadecimal) of one file of the bundle."""
 
@@ -123,6 +143,7 @@ class Manifest:
         inputs: What the student reads of a node.
         routing: Its layers of experts that say where they send a node; none for other students.
         sparse: The model of sparse rows, or ``None`` where there is none.
+        structure: The table of a student that reads neighbours; ``None`` for others.
         preprocessing: JSON form of the encoder that turns a table's row into features, or
             ``None`` where the features came as an array.
         hyper_parameters: Hyper-parameters of method and student.
@@ -144,6 +165,7 @@ class Manifest:
     inputs: tuple[InputEntry, ...]
     routing: tuple[RoutingEntry, ...]
     sparse: SparseEntry | None
+    structure: StructureEntry | None
     preprocessing: Mapping[str, Any] | None
     hyper_parameters: Mapping[str, Any]
     teacher: Mapping[str, Any]
@@ -163,7 +185,7 @@ class Manifest:
     @property
     def position_width(self) -> int:
         """Width ``d`` of the positional encoding that it reads, 0 for none."""
-        return self.inputs[1].width if len(self.inputs) > 1 else 0
+        return sum(entry.width for entry in self.inputs if entry.name == "position")
 
 
 @dataclass(frozen=True)
@@ -201,6 +223,16 @@ class Bundle:
             raise BundleError(f"{path} is not a readable .npy file: {error}.") from error
         # a plain view of the same pages: indexing a `memmap` object is several times slower
         return np.asarray(mapped)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All arrays of the store by name; see :meth:`array`."""
+        prefix, ending = f"{STORE}/", ".npy"
+        names = [
+            name.removeprefix(prefix).removesuffix(ending)
+            for name in self.manifest.files
+            if name.startswith(prefix) and name.endswith(ending)
+        ]
+        return {name: self.array(name) for name in names}
 
     def has_array(self, name: str) -> bool:
         """Whether the store holds an array of that name."""
@@ -351,15 +383,17 @@ def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
     calibration = _Fields(top.get("calibration", dict), where, "calibration.")
     number = top.get("format", int)
     files = _parse_files(top)
+    inputs = _parse_inputs(top)
     return Manifest(
         format=number,
         limbeck=top.get("limbeck", str),
         method=top.get("method", str),
         student=top.get("student", str),
         classes=top.strings("classes"),
-        inputs=_parse_inputs(top),
+        inputs=inputs,
         routing=_parse_routing(top) if number > 1 else (),
         sparse=_parse_sparse(top, files) if number > 1 else None,
+        structure=_parse_structure(top) if inputs[-1].name == NEIGHBORS else None,
         preprocessing=top.optional("preprocessing", dict),
         hyper_parameters=top.get("hyper_parameters", dict),
         teacher=top.get("teacher", dict),
@@ -420,15 +454,19 @@ class _Fields:
             raise self.wrong(name, "a list of objects")
         return [_Fields(value, self.where, f"{self.prefix}{name}.") for value in values]
 
-    def temperature(self, name: str) -> float:
-        """A number that logits can be divided by in float32."""
+    def number(self, name: str, least: float, most: float) -> float:
+        """A number between two others."""
         value = self.document.get(name)
         # a JSON `true` is no number
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(name, "a number")
-        if not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
-            raise self.wrong(name, f"between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
+        if not least <= value <= most:
+            raise self.wrong(name, f"between {least:g} and {most:g}")
         return float(value)
+
+    def temperature(self, name: str) -> float:
+        """A number that logits can be divided by in float32."""
+        return self.number(name, MIN_TEMPERATURE, MAX_TEMPERATURE)
 
     def count(self, name: str, least: int = 0) -> int:
         """An integer of at least ``least``."""
@@ -448,17 +486,30 @@ _JSON_NAMES: dict[type, str] = {
 
 def _parse_input(entry: _Fields) -> InputEntry:
     parsed = InputEntry(entry.get("name", str), entry.get("dtype", str), entry.count("width"))
-    if parsed.name not in INPUTS or parsed.dtype != "float32" or parsed.width == 0:
-        wanted = " or ".join(repr(name) for name in INPUTS)
-        raise entry.wrong("name", f"{wanted} of dtype 'float32' and a width of at least 1")
+    dtypes = {**dict.fromkeys(INPUTS, "float32"), NEIGHBORS: "int64"}
+    if dtypes.get(parsed.name) != parsed.dtype or parsed.width == 0:
+        wanted = " or ".join(f"{name!r} of dtype {dtype!r}" for name, dtype in dtypes.items())
+        raise entry.wrong("name", f"{wanted}, and of a width of at least 1")
     return parsed
 
 
 def _parse_inputs(top: _Fields) -> tuple[InputEntry, ...]:
     parsed = tuple(_parse_input(entry) for entry in top.entries("inputs"))
-    if not parsed or tuple(entry.name for entry in parsed) != INPUTS[: len(parsed)]:
-        raise top.wrong("inputs", f"some of {', '.join(INPUTS)} in this order, beginning with x")
+    names = tuple(entry.name for entry in parsed)
+    if not names or names not in (INPUTS[: len(names)], (INPUTS[0], NEIGHBORS)):
+        raise top.wrong("inputs", "x, then nothing, position or neighbors")
     return parsed
+
+
+def _parse_structure(top: _Fields) -> StructureEntry:
+    fields = _Fields(top.get("structure", dict), top.where, "structure.")
+    dtype = fields.get("table_dtype", str)
+    if dtype not in ("float32", "int8"):
+        raise fields.wrong("table_dtype", "'float32' or 'int8'")
+    power = fields.number("power", 0.0, 1.0)
+    blend = fields.number("blend", 0.0, float("inf"))
+    agreement = fields.number("agreement", 0.0, 1.0)
+    return StructureEntry(fields.count("width", 1), power, blend, dtype, agreement)
 
 
 def _parse_routing(top: _Fields) -> tuple[RoutingEntry, ...]:

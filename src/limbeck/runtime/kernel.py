@@ -41,6 +41,9 @@ ModelContent: TypeAlias = bytes | Callable[[], bytes]
 Ends: TypeAlias = Mapping[str, tuple[str, int | None]]
 """Inputs or outputs of a model in order: their type, and their width, ``None`` if it is free."""
 
+STREAMS = ("logits", "gate", "structure_logits", "feature_logits")
+"""What the model of a student that reads neighbours answers."""
+
 ENTRIES: Ends = {"columns": ("tensor(int64)", None), "values": ("tensor(float)", None)}
 """How a sparse model reads features: each row's columns and values, filled up with zeros."""
 
@@ -57,13 +60,51 @@ class Routes(NamedTuple):
     gates: npt.NDArray[np.float32]
 
 
+class Structure(NamedTuple):
+    """What the neighbours of nodes contribute.
+
+    Args:
+        parts: Their rows, summed and divided as the student has it, float32 ``[B, h]``; not looked
+            at where ``known`` is 0.
+        known: How much they count against what the features let expect, 0 to 1, float32
+            ``[B, 1]``; 0 for a node without known neighbours.
+    """
+
+    parts: npt.NDArray[np.float32]
+    known: npt.NDArray[np.float32]
+
+
+class Streams(NamedTuple):
+    """The two answers of a student that reads neighbours, and how they are weighted.
+
+    Args:
+        logits: The student's answer, float32 ``[B, C]``.
+        gate: Weight of the structure's logits, 0 to 1, float32 ``[B, 1]``.
+        structure: Logits from the structure, float32 ``[B, C]``.
+        feature: Logits from the features, float32 ``[B, C]``.
+    """
+
+    logits: npt.NDArray[np.float32]
+    gate: npt.NDArray[np.float32]
+    structure: npt.NDArray[np.float32]
+    feature: npt.NDArray[np.float32]
+
+
 class Kernel(Protocol):
     """A student's arithmetic: checked rows in, logits out."""
 
     def __call__(
-        self, x: Rows, position: npt.NDArray[np.float32] | None = None
+        self,
+        x: Rows,
+        position: npt.NDArray[np.float32] | None = None,
+        *,
+        structure: Structure | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Logits ``[B, C]`` of the rows ``x``, with positions ``[B, d]`` if they are read."""
+        """Logits ``[B, C]`` of the rows ``x``, with positions ``[B, d]`` or structure if read."""
+        ...
+
+    def streams(self, x: Rows, structure: Structure) -> Streams:
+        """The two answers of a student that reads neighbours."""
         ...
 
     def routes(
@@ -101,6 +142,7 @@ class OnnxKernel:
         num_classes: Number of classes ``C``.
         where: Name of the model's file, for messages.
         position_width: Width ``d`` of the positional encoding, 0 for none.
+        structure_width: Width ``h`` of what neighbours contribute, 0 for a student that reads none.
         routing: The layers of experts whose routes the models answer, too.
         sparse: The model of sparse rows, or ``None``.
 
@@ -117,6 +159,7 @@ class OnnxKernel:
         where: str | os.PathLike[str],
         position_width: int = 0,
         *,
+        structure_width: int = 0,
         routing: Sequence[RoutingEntry] = (),
         sparse: SparseModel | None = None,
     ) -> None:
@@ -125,15 +168,24 @@ class OnnxKernel:
         self._width = width
         self._num_classes = num_classes
         self._position_width = position_width
+        self._structure_width = structure_width
         self._routing = tuple(routing)
         self._sparse = sparse
 
     def __call__(
-        self, x: Rows, position: npt.NDArray[np.float32] | None = None
+        self,
+        x: Rows,
+        position: npt.NDArray[np.float32] | None = None,
+        *,
+        structure: Structure | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Logits ``[B, C]`` of the rows ``x``; a position left out is zeros."""
-        logits: npt.NDArray[np.float32] = self._run(("logits",), x, position)[0]
+        """Logits ``[B, C]`` of the rows ``x``; a position or structure left out is zeros."""
+        logits: npt.NDArray[np.float32] = self._run(("logits",), x, position, structure)[0]
         return logits
+
+    def streams(self, x: Rows, structure: Structure) -> Streams:
+        """The two answers of a student that reads neighbours."""
+        return Streams(*self._run(STREAMS, x, None, structure))
 
     def routes(
         self, x: Rows, position: npt.NDArray[np.float32] | None = None
@@ -147,15 +199,24 @@ class OnnxKernel:
     # ------------------------------------------------------------ running
 
     def _run(
-        self, outputs: Sequence[str], x: Rows, position: npt.NDArray[np.float32] | None
+        self,
+        outputs: Sequence[str],
+        x: Rows,
+        position: npt.NDArray[np.float32] | None,
+        structure: Structure | None = None,
     ) -> list[npt.NDArray[Any]]:
         """The outputs of that name for all rows, block by block."""
-        if self._position_width and position is None:
-            position = np.zeros((len(x), self._position_width), dtype=np.float32)
+        beside = {}
+        if self._position_width:
+            beside["position"] = _or_zeros(position, len(x), self._position_width)
+        if self._structure_width:
+            parts, known = (None, None) if structure is None else structure
+            beside["structure"] = _or_zeros(parts, len(x), self._structure_width)
+            beside["known"] = _or_zeros(known, len(x), 1)
         joined: list[npt.NDArray[Any]] = []
         for rows, session, feed in self._blocks(x):
-            if position is not None:
-                feed["position"] = position if rows is None else position[rows]
+            for name, values in beside.items():
+                feed[name] = values if rows is None else values[rows]
             found: list[npt.NDArray[Any]] = session.run(outputs, feed)
             if rows is None:
                 return found
@@ -182,7 +243,7 @@ class OnnxKernel:
 
     def _sparse_blocks(self, x: CsrRows, sparse: SparseModel) -> Iterator[_Block]:
         """Blocks of short rows for the sparse model, and of long ones for the dense one."""
-        if self._routing:
+        if self._routing or self._structure_width:
             x = x.summed()  # a row's length is that of its entries only if no column comes twice
         num_rows = len(x)
         most_entries = GATHER_VALUES // sparse.values_per_entry
@@ -231,6 +292,11 @@ class OnnxKernel:
         inputs, outputs = dict(rows), {"logits": ("tensor(float)", self._num_classes)}
         if self._position_width:
             inputs["position"] = ("tensor(float)", self._position_width)
+        if self._structure_width:
+            inputs["structure"] = ("tensor(float)", self._structure_width)
+            inputs["known"] = ("tensor(float)", 1)
+            for name in STREAMS[1:]:
+                outputs[name] = ("tensor(float)", 1 if name == "gate" else self._num_classes)
         names = iter(route_names(len(self._routing)))
         for layer in self._routing:
             outputs[next(names)] = ("tensor(int64)", layer.top_k)
@@ -242,6 +308,22 @@ _Block: TypeAlias = tuple[
     slice | npt.NDArray[np.int64] | None, "onnxruntime.InferenceSession", dict[str, Any]
 ]
 """Rows of a request (``None``: all), the session that answers for them, and what it is fed."""
+
+
+def softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float32]:
+    """Softmax of ``logits / temperature`` over the last axis, float32 ``[B, C]``."""
+    # the largest comes off first: what is divided is never above zero, so never overflows
+    scaled: npt.NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
+    scaled /= np.float32(temperature)
+    np.exp(scaled, out=scaled)
+    scaled /= scaled.sum(axis=1, keepdims=True)
+    return scaled
+
+
+def _or_zeros(
+    values: npt.NDArray[np.float32] | None, count: int, width: int
+) -> npt.NDArray[np.float32]:
+    return np.zeros((count, width), dtype=np.float32) if values is None else values
 
 
 def route_names(num_layers: int) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,8 +29,9 @@ def measure_latency(
     """Latency of ``predict_proba``, for new nodes and for known ones.
 
     Each batch size is called again and again with the same nodes, drawn from the known ones,
-    after a warm-up: once as ``x`` (the student runs; sparse features go as CSR arrays), once as
-    ``nodes`` (a lookup). One thread answers.
+    after a warm-up: once as ``x`` (the student runs; sparse features go as CSR arrays, and with the
+    ids of their neighbours where the student reads them), once as ``nodes`` (a lookup). One thread
+    answers.
 
     Args:
         student: The student, loaded from its bundle.
@@ -57,18 +59,24 @@ def measure_latency(
     figures: dict[str, Any] = {"threads": 1, "x": {}, "nodes": {}}
     for size in batch_sizes:
         rows = generator.integers(student.store.num_nodes, size=size)
-        x, nodes = _request(student, rows), ids[rows].tolist()
-        figures["x"][str(size)] = _time(partial(student.predict_proba, x=x), share)
+        request, nodes = _request(student, rows), ids[rows].tolist()
+        figures["x"][str(size)] = _time(partial(student.predict_proba, **request), share)
         figures["nodes"][str(size)] = _time(partial(student.predict_proba, nodes), share)
     return figures
 
 
-def _request(student: BundledStudent, rows: npt.NDArray[np.int64]) -> Any:
-    """Features of stored nodes, in the form in which a caller gives them."""
+def _request(student: BundledStudent, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """What is stored of some nodes, in the form in which a caller gives it."""
     features = student.store.features(rows)
+    x: Any = features
     if isinstance(features, CsrRows):
-        return features.indptr, features.indices, features.values
-    return features
+        x = (features.indptr, features.indices, features.values)
+    if student.structure is None:
+        return {"x": x}
+    edges = student.structure.edges_of_known(rows)
+    ends = np.searchsorted(edges.node, np.arange(len(rows) + 1)).tolist()
+    ids = student.store.ids_of(edges.neighbor)
+    return {"x": x, "neighbors": [ids[a:b] for a, b in itertools.pairwise(ends)]}
 
 
 def _time(call: Callable[[], object], seconds: float) -> dict[str, Any]:

@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from limbeck.errors import BundleError, RequestError
+from limbeck.errors import BundleError, OptionError, RequestError
 from limbeck.runtime.bundle import MODEL, SPARSE_MODEL, Bundle, Manifest, open_bundle
-from limbeck.runtime.kernel import Kernel, ModelContent, OnnxKernel, Routes, SparseModel
-from limbeck.runtime.rows import Rows, check_position, check_rows
+from limbeck.runtime.explain import StructureExplanation, explain_structure
+from limbeck.runtime.kernel import (
+    Kernel,
+    ModelContent,
+    OnnxKernel,
+    Routes,
+    SparseModel,
+    softmax,
+)
+from limbeck.runtime.rows import check_position, check_rows
 from limbeck.runtime.store import NodeStore
+from limbeck.runtime.structure import Edges, StructureStore
 
 if TYPE_CHECKING:
     import pyarrow
@@ -41,13 +50,22 @@ class BundledStudent:
         manifest: What the bundle says of itself.
         store: Its known nodes.
         make_kernel: Makes what computes logits; called when the first new node arrives.
+        structure: What known nodes tell their neighbours, for a student that reads neighbours.
+        max_neighbors: How many neighbours a new node may name; ``None`` for any number.
     """
 
     def __init__(
-        self, manifest: Manifest, store: NodeStore, make_kernel: Callable[[], Kernel]
+        self,
+        manifest: Manifest,
+        store: NodeStore,
+        make_kernel: Callable[[], Kernel],
+        structure: StructureStore | None = None,
+        max_neighbors: int | None = None,
     ) -> None:
         self.manifest = manifest
         self.store = store
+        self.structure = structure
+        self.max_neighbors = max_neighbors
         self._make_kernel = make_kernel
 
     @property
@@ -82,14 +100,16 @@ class BundledStudent:
         Args:
             nodes: Ids of known nodes.
             x: Features of new nodes. Give exactly one of ``nodes`` and ``x``.
-            neighbors: For a student that reads positions: for each new node the ids of its
-                neighbours. Its position is the mean over those that training observed; a node
-                without any, or a request without this argument, gets zeros.
+            neighbors: For each new node the ids of its neighbours, for a student that reads them
+                or positions. Those that are not known, or that training did not observe, are
+                ignored, see :meth:`ignored_neighbors`. A position is the mean over the others, and
+                zeros for a node without any or a request without this argument.
             position: The positional encodings themselves, ``[B, d]``, instead of neighbours.
 
         Raises:
-            RequestError: A node is not known, ``x`` is not ``B`` rows of ``F`` finite numbers, or
-                the student reads no positions and some are given.
+            RequestError: A node is not known, ``x`` is not ``B`` rows of ``F`` finite numbers, a
+                node names more than ``max_neighbors`` others, or something is given that the
+                student does not read.
         """
         logits = self.predict_logits(nodes, x=x, neighbors=neighbors, position=position)
         names: npt.NDArray[np.str_] = self._class_names[logits.argmax(axis=1)]
@@ -119,7 +139,14 @@ class BundledStudent:
         known = self._known_rows(nodes, x, neighbors, position)
         if known is not None:
             return self.store.logits(known)
-        logits = self.kernel(*self._inputs(None, x, neighbors, position))
+        rows = check_rows(x, self.width)
+        if self.structure is None:
+            logits = self.kernel(rows, self._positions(len(rows), neighbors, position))
+        else:
+            edges = self._edges(self.structure, len(rows), neighbors, position)
+            logits = self.kernel(
+                rows, structure=self.structure.structure(*self.structure.sums(edges))
+            )
         if not np.isfinite(logits).all():
             row = int(np.argmin(np.isfinite(logits).all(axis=1)))
             raise RequestError(f"x[{row}] holds numbers so large that its answer is not finite.")
@@ -132,36 +159,60 @@ class BundledStudent:
         x: Any = None,
         neighbors: Any = None,
         position: Any = None,
-    ) -> tuple[Routes, ...]:
-        """Which experts each node is sent to, and with which weights.
+    ) -> tuple[Routes, ...] | StructureExplanation:
+        """Which experts each node is sent to, or how much its neighbours count.
 
-        Known nodes are sent anew, from their stored features; see :meth:`predict` for the
-        arguments.
+        Known nodes are answered anew, from their stored features and edges; see :meth:`predict` for
+        the arguments.
 
         Returns:
-            For each layer of experts the ``k`` chosen ones, int64 ``[B, k]``, counted from 0, the
-            one with the largest gate first, and their gates, float32 ``[B, k]``.
+            For a student of experts, for each layer of them: the ``k`` chosen ones, int64
+            ``[B, k]``, counted from 0, the one with the largest gate first, and their gates,
+            float32 ``[B, k]``. For a student that reads neighbours a
+            :class:`~limbeck.runtime.StructureExplanation`.
 
         Raises:
-            RequestError: The student has no experts, or :meth:`predict` would raise it.
+            RequestError: The student has neither, or :meth:`predict` would raise it.
         """
-        if not self.manifest.routing:
+        if self.structure is None and not self.manifest.routing:
             raise RequestError(
                 f"the student {self.manifest.student!r} has no layers of experts that this bundle "
-                "tells of: there is no routing to explain."
+                "tells of, and reads no neighbors: there is nothing to explain."
             )
-        return self.kernel.routes(*self._inputs(nodes, x, neighbors, position))
-
-    def _inputs(
-        self, nodes: Nodes | None, x: Any, neighbors: Any, position: Any
-    ) -> tuple[Rows, npt.NDArray[np.float32] | None]:
-        """Checked rows and positions of new nodes, or of known ones as they are stored."""
         known = self._known_rows(nodes, x, neighbors, position)
+        rows = check_rows(x, self.width) if known is None else self.store.features(known)
+        if self.structure is None:
+            if known is None:
+                return self.kernel.routes(rows, self._positions(len(rows), neighbors, position))
+            has_position = self.manifest.position_width > 0
+            return self.kernel.routes(rows, self.store.positions(known) if has_position else None)
         if known is None:
-            rows = check_rows(x, self.width)
-            return rows, self._positions(len(rows), neighbors, position)
-        has_position = self.manifest.position_width > 0
-        return self.store.features(known), self.store.positions(known) if has_position else None
+            edges = self._edges(self.structure, len(rows), neighbors, position)
+        else:
+            edges = self.structure.edges_of_known(known)
+        temperature = self.manifest.temperature
+        return explain_structure(self.kernel, self.store, self.structure, rows, edges, temperature)
+
+    def ignored_neighbors(self, neighbors: Any) -> npt.NDArray[np.int64]:
+        """How many of the ids given for each new node no answer depends on, int64 ``[B]``.
+
+        Those are ids that are not known, and ids of nodes that training did not observe.
+
+        Args:
+            neighbors: For each new node a list of ids.
+
+        Raises:
+            RequestError: It is not a list of lists of ids, or the student reads no neighbours.
+        """
+        if self.structure is None:
+            raise RequestError(f"the student {self.manifest.student!r} reads no neighbors.")
+        counts, _ = self.store.neighbor_rows(neighbors)
+        return self._edges(self.structure, len(counts), neighbors, None).ignored
+
+    def _edges(self, structure: StructureStore, count: int, neighbors: Any, position: Any) -> Edges:
+        if position is not None:
+            raise RequestError("this student reads neighbors, not positions: leave position out.")
+        return structure.edges_of_request(self.store, neighbors, count, self.max_neighbors)
 
     def _known_rows(
         self, nodes: Nodes | None, x: Any, neighbors: Any, position: Any
@@ -183,7 +234,9 @@ class BundledStudent:
         width = self.manifest.position_width
         if width == 0:
             if neighbors is not None or position is not None:
-                raise RequestError("this student reads features alone: leave positions out.")
+                raise RequestError(
+                    "this student reads features alone: leave neighbors and position out."
+                )
             return None
         if neighbors is not None and position is not None:
             raise RequestError("give either neighbors or position; both were given.")
@@ -232,17 +285,9 @@ class BundledStudent:
         )
 
 
-def softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float32]:
-    """Softmax of ``logits / temperature`` over the last axis, float32 ``[B, C]``."""
-    # the largest comes off first: what is divided is never above zero, so never overflows
-    scaled: npt.NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
-    scaled /= np.float32(temperature)
-    np.exp(scaled, out=scaled)
-    scaled /= scaled.sum(axis=1, keepdims=True)
-    return scaled
-
-
-def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> BundledStudent:
+def load_bundle(
+    path: str | os.PathLike[str], *, verify: bool = True, max_neighbors: int | None = None
+) -> BundledStudent:
     """Load a student from its bundle.
 
     Imports no torch, and ONNX Runtime only when the first new node arrives.
@@ -251,12 +296,23 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundled
         path: The bundle's folder.
         verify: Compare every file with its checksum, see
             :func:`limbeck.runtime.bundle.open_bundle`.
+        max_neighbors: How many neighbours a new node may name, where the student reads them: a
+            bound on what a request costs. ``None`` for any number.
 
     Raises:
         BundleError: The folder is no bundle, or is not whole.
+        OptionError: ``max_neighbors`` is below 1.
     """
+    if max_neighbors is not None and max_neighbors < 1:
+        raise OptionError(f"max_neighbors is {max_neighbors}: it must be at least 1.")
     bundle = open_bundle(path, verify=verify)
-    return BundledStudent(bundle.manifest, NodeStore.open(bundle), lambda: _onnx_kernel(bundle))
+    return BundledStudent(
+        bundle.manifest,
+        NodeStore.open(bundle),
+        lambda: _onnx_kernel(bundle),
+        StructureStore.open(bundle),
+        max_neighbors,
+    )
 
 
 def _onnx_kernel(bundle: Bundle) -> OnnxKernel:
@@ -289,6 +345,7 @@ def make_kernel(
         len(manifest.classes),
         where,
         manifest.position_width,
+        structure_width=0 if manifest.structure is None else manifest.structure.width,
         routing=manifest.routing,
         sparse=sparse,
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,33 @@ def _id_arrays(ids: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
     return {"ids": np.frombuffer(b"".join(encoded), dtype=np.uint8), "ids_offsets": offsets}
 
 
+def checked_array(
+    arrays: Mapping[str, npt.NDArray[Any]],
+    where: str,
+    name: str,
+    dtype: type[np.generic],
+    shape: tuple[int | None, ...],
+) -> npt.NDArray[Any]:
+    """Array ``name`` of a store, which must be of that type and shape (``None`` is any length).
+
+    Raises:
+        BundleError: It is missing or of another type or shape.
+    """
+    if name not in arrays:
+        raise BundleError(f"{where}/{name}.npy is missing.")
+    array = arrays[name]
+    fits = len(array.shape) == len(shape) and all(
+        wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        wanted_shape = ", ".join("any" if length is None else str(length) for length in shape)
+        raise BundleError(
+            f"{where}/{name}.npy holds {array.dtype} of shape {array.shape}, and must hold "
+            f"{np.dtype(dtype)} of shape ({wanted_shape})."
+        )
+    return array
+
+
 class NodeStore:
     """Known nodes: their ids, features and cached logits.
 
@@ -138,14 +165,8 @@ class NodeStore:
         Raises:
             BundleError: An array is missing, unreadable or of the wrong type or shape.
         """
-        prefix, ending = f"{STORE}/", ".npy"
-        names = [
-            name.removeprefix(prefix).removesuffix(ending)
-            for name in bundle.manifest.files
-            if name.startswith(prefix) and name.endswith(ending)
-        ]
         return cls(
-            {name: bundle.array(name) for name in names},
+            bundle.arrays(),
             num_nodes=bundle.manifest.graph.counts["nodes"],
             width=bundle.manifest.width,
             num_classes=len(bundle.manifest.classes),
@@ -156,20 +177,7 @@ class NodeStore:
     def _checked(
         self, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
     ) -> npt.NDArray[Any]:
-        """Array ``name``, which must be of that type and shape (``None`` is any length)."""
-        if name not in self._arrays:
-            raise BundleError(f"{self._where}/{name}.npy is missing.")
-        array = self._arrays[name]
-        fits = len(array.shape) == len(shape) and all(
-            wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
-        )
-        if array.dtype != dtype or not fits:
-            wanted_shape = ", ".join("any" if length is None else str(length) for length in shape)
-            raise BundleError(
-                f"{self._where}/{name}.npy holds {array.dtype} of shape {array.shape}, and must "
-                f"hold {np.dtype(dtype)} of shape ({wanted_shape})."
-            )
-        return array
+        return checked_array(self._arrays, self._where, name, dtype, shape)
 
     @property
     def ids(self) -> npt.NDArray[Any]:
@@ -179,6 +187,20 @@ class NodeStore:
         texts = np.empty(self.num_nodes, dtype=object)
         texts[:] = self._texts()
         return texts
+
+    def ids_of(self, rows: npt.NDArray[np.int64]) -> list[Any]:
+        """The own ids of the nodes in ``rows``, integers or strings."""
+        if not self._has_text_ids:
+            ids: list[Any] = self._ids[rows].tolist()
+            return ids
+        offsets = self._arrays["ids_offsets"]
+        try:
+            return [
+                self._ids[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8")
+                for row in rows.tolist()
+            ]
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{self._where}/ids.npy does not hold UTF-8 text.") from error
 
     def rows_of(self, ids: Sequence[int] | Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Rows of known nodes, int64 ``[B]``.
@@ -233,13 +255,8 @@ class NodeStore:
         Raises:
             RequestError: It is not a list of lists of ids.
         """
-        if isinstance(neighbors, str | bytes):
-            raise RequestError("neighbors is a text: give a list of ids for each node.")
-        if any(isinstance(ids, str | bytes) or not hasattr(ids, "__len__") for ids in neighbors):
-            raise RequestError("neighbors must be a list of ids for each node.")
-        counts = np.array([len(ids) for ids in neighbors], dtype=np.int64)
+        counts, rows = self.neighbor_rows(neighbors)
         node = np.repeat(np.arange(len(counts)), counts)
-        rows = self._rows_or_minus_one([one for ids in neighbors for one in ids])
         keep = rows >= 0
         keep[keep] = self._arrays["observed"][rows[keep]]
         sums = np.zeros((len(counts), self.position_width), dtype=np.float64)
@@ -248,15 +265,50 @@ class NodeStore:
         means: npt.NDArray[np.float32] = (sums / share[:, None]).astype(np.float32)
         return means
 
-    def _rows_or_minus_one(self, ids: list[Any]) -> npt.NDArray[np.int64]:
-        """Rows of nodes, −1 where one is not known."""
+    def neighbor_rows(self, neighbors: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Rows of the neighbours of some nodes, one node's after another's.
+
+        Args:
+            neighbors: For each node a list of ids.
+
+        Returns:
+            How many ids each node names, int64 ``[B]``, and their rows, −1 for one not known.
+
+        Raises:
+            RequestError: It is not a list of lists of ids.
+        """
+        if isinstance(neighbors, str | bytes):
+            raise RequestError("neighbors is a text: give a list of ids for each node.")
+        is_list = hasattr(neighbors, "__len__")
+        if not is_list or any(
+            isinstance(ids, str | bytes) or not hasattr(ids, "__len__") for ids in neighbors
+        ):
+            raise RequestError("neighbors must be a list of ids for each node.")
+        counts = np.fromiter(map(len, neighbors), dtype=np.int64, count=len(neighbors))
+        return counts, self.find(list(chain.from_iterable(neighbors)))
+
+    def find(self, ids: list[Any]) -> npt.NDArray[np.int64]:
+        """Rows of nodes, −1 where one is not known.
+
+        Raises:
+            RequestError: Ids are not of the type of the known ones.
+        """
         if self._has_text_ids:
-            return np.array([self._row_of_text.get(text, -1) for text in ids], dtype=np.int64)
+            try:
+                return np.array([self._row_of_text.get(text, -1) for text in ids], dtype=np.int64)
+            except TypeError as error:  # an id that is a list
+                raise RequestError(
+                    f"nodes must be a list of strings, as the ids of the known nodes are; given "
+                    f"{_shorten(ids)}."
+                ) from error
         if not ids:
             return np.empty(0, dtype=np.int64)
         wanted = np.asarray(ids)
         if wanted.dtype.kind not in "iu" or wanted.ndim != 1:
             raise _not_integers(ids)
+        if self._ids_are_rows:
+            rows = wanted.astype(np.int64, copy=False)
+            return np.where((rows >= 0) & (rows < self.num_nodes), rows, -1)
         place, known = self._find_integers(wanted)
         found = np.full(len(wanted), -1, dtype=np.int64)
         found[known] = place[known] if self._order is None else self._order[place[known]]
@@ -270,6 +322,13 @@ class NodeStore:
         if (self._ids[1:] > self._ids[:-1]).all():
             return None
         return np.argsort(self._ids, kind="stable")
+
+    @cached_property
+    def _ids_are_rows(self) -> bool:
+        """Whether ids are 0, 1, 2 and so on, so that there is nothing to look up."""
+        if self.num_nodes == 0 or self._order is not None:
+            return False
+        return int(self._ids[0]) == 0 and int(self._ids[-1]) == self.num_nodes - 1
 
     @cached_property
     def _sorted_ids(self) -> npt.NDArray[np.int64]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
-from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +13,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from limbeck.errors import OptionError
-from limbeck.graphs.sparse import csr_tensor, is_csr, take_rows, with_values
+from limbeck.graphs.sparse import is_csr, take_rows, with_values
 from limbeck.graphs.view import Scaling
 from limbeck.students.inputs import InputSpec, NodeInputs
 from limbeck.students.mlp import Norm, input_dropout, make_norm
+from limbeck.students.structure_tables import StructureTable, entry_rows
 
 AdjNorm = Literal["none", "row", "sqrt-degree"]
 Order = Literal["sa-mlp", "glnn"]
@@ -27,265 +26,8 @@ FeatureScale = Literal["none", "row", "standard"]
 DEGREE_POWER: dict[AdjNorm, float] = {"none": 0.0, "sqrt-degree": 0.5, "row": 1.0}
 """Power of the degree that the sum over a node's neighbours is divided by."""
 
-HASH_PRIME = 2**31 - 1
-"""Columns are hashed modulo this prime, so there can be as many."""
-
 EXPLAINED_AT_ONCE = 4096
 """Neighbours whose removal is tried in one pass."""
-
-
-# --- the structure table ----------------------------------------------------------------------
-
-
-class StructureTable(torch.nn.Module, ABC):
-    r"""What each known node tells its neighbours: a row :math:`\mathbf{W}_A[j]` of ``h`` values.
-
-    Subclasses differ in how they store the rows.
-
-    Args:
-        num_columns: Number of known nodes ``N``.
-        channels: Width ``h`` of a row.
-        init_std: Standard deviation of a row's values at first; ``None`` for that of
-            ``torch.nn.Linear(N, h)``, which is :math:`1 / \sqrt{3N}`.
-    """
-
-    def __init__(self, num_columns: int, channels: int, init_std: float | None = None) -> None:
-        super().__init__()
-        self.num_columns = num_columns
-        self.channels = channels
-        self.bound = 1 / math.sqrt(max(num_columns, 1))
-        if init_std is not None:
-            self.bound = init_std * math.sqrt(3)
-
-    @abstractmethod
-    def reset_parameters(self) -> None:
-        """Put the rows back to a fresh start."""
-
-    @abstractmethod
-    def rows(self, ids: Tensor) -> Tensor:
-        """Rows ``[n, h]`` of the columns ``ids`` (int64 ``[n]``)."""
-
-    def knows(self, ids: Tensor) -> Tensor:
-        """Which of the columns ``ids`` (int64 ``[n]``) have a row at all, bool ``[n]``."""
-        return torch.ones_like(ids, dtype=torch.bool)
-
-    def bag(self, neighbors: Tensor) -> Tensor:
-        """Sum of the neighbours' rows, each times its weight, ``[B, h]``; zeros for none.
-
-        Args:
-            neighbors: CSR ``[B, N]``.
-        """
-        ids, place = torch.unique(neighbors.col_indices(), return_inverse=True)
-        return _bag(self.rows(ids), place, neighbors)
-
-    def degree(self, neighbors: Tensor) -> Tensor:
-        """Sum of the weights of the neighbours that have a row, ``[B]``.
-
-        Args:
-            neighbors: CSR ``[B, N]``.
-        """
-        weights = neighbors.values() * self.knows(neighbors.col_indices())
-        return torch.zeros(len(neighbors)).index_add(0, entry_rows(neighbors), weights)
-
-    def extra_repr(self) -> str:
-        """What ``print`` shows of the table."""
-        return f"{self.num_columns}, {self.channels}"
-
-
-class FullTable(StructureTable):
-    """A row of its own for every known node, ``N`` times ``h`` in one contiguous block."""
-
-    def __init__(self, num_columns: int, channels: int, init_std: float | None = None) -> None:
-        super().__init__(num_columns, channels, init_std)
-        self.weight = torch.nn.Parameter(torch.empty(num_columns, channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Put the rows back to a fresh start."""
-        torch.nn.init.uniform_(self.weight, -self.bound, self.bound)
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """Rows ``[n, h]`` of the columns ``ids`` (int64 ``[n]``)."""
-        return self.weight[ids]
-
-    def bag(self, neighbors: Tensor) -> Tensor:
-        """Sum of the neighbours' rows, ``[B, h]``, read from the table in place."""
-        return _bag(self.weight, neighbors.col_indices(), neighbors)
-
-
-class LandmarkTable(StructureTable):
-    """Rows for some known nodes only; edges to the others say nothing.
-
-    A node whose neighbours are no landmarks is one without neighbours.
-
-    Args:
-        num_columns: Number of known nodes ``N``.
-        channels: Width ``h`` of a row.
-        landmarks: The nodes that have a row, int64 ``[M]``; see :func:`most_named`.
-        init_std: As for :class:`StructureTable`.
-    """
-
-    def __init__(
-        self, num_columns: int, channels: int, landmarks: Tensor, init_std: float | None = None
-    ) -> None:
-        super().__init__(num_columns, channels, init_std)
-        place = torch.full((num_columns,), -1, dtype=torch.int64)
-        place[landmarks] = torch.arange(len(landmarks))
-        self.place: Tensor
-        self.register_buffer("place", place)
-        self.weight = torch.nn.Parameter(torch.empty(len(landmarks), channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Put the rows back to a fresh start."""
-        torch.nn.init.uniform_(self.weight, -self.bound, self.bound)
-
-    def knows(self, ids: Tensor) -> Tensor:
-        """Which of the columns ``ids`` (int64 ``[n]``) are landmarks, bool ``[n]``."""
-        return self.place[ids] >= 0
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """Rows ``[n, h]`` of the columns ``ids`` (int64 ``[n]``), zeros where there is none."""
-        rows = ids.new_zeros(len(ids), self.channels, dtype=self.weight.dtype)
-        known = self.knows(ids).nonzero().flatten()
-        return rows.index_add(0, known, self.weight[self.place[ids[known]]])
-
-
-class HashedTable(StructureTable):
-    r"""Rows that share the entries of a smaller table.
-
-    .. math:: \mathbf{W}_A[j] = \sum_{k=1}^{K} s_k(j) \, \mathbf{T}[h_k(j)]
-
-    with hash functions :math:`h_k(j) = ((a_k j + b_k) \bmod p) \bmod M` and signs :math:`s_k`
-    drawn in the same way.
-
-    Args:
-        num_columns: Number of known nodes ``N``.
-        channels: Width ``h`` of a row.
-        num_rows: Rows ``M`` of the table :math:`\mathbf{T}`.
-        num_hashes: Hash functions ``K``.
-        init_std: As for :class:`StructureTable`.
-    """
-
-    def __init__(
-        self,
-        num_columns: int,
-        channels: int,
-        num_rows: int,
-        num_hashes: int = 2,
-        init_std: float | None = None,
-    ) -> None:
-        super().__init__(num_columns, channels, init_std)
-        self.factors: Tensor
-        # factors and offsets of the hash functions, then those of the signs: [2, 2, K]
-        self.register_buffer("factors", torch.randint(1, HASH_PRIME, (2, 2, num_hashes)))
-        self.weight = torch.nn.Parameter(torch.empty(num_rows, channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Put the rows back to a fresh start; the hash functions stay."""
-        bound = self.bound / math.sqrt(self.factors.shape[2])
-        torch.nn.init.uniform_(self.weight, -bound, bound)
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """Rows ``[n, h]`` of the columns ``ids`` (int64 ``[n]``)."""
-        (a, b), (sign_a, sign_b) = self.factors
-        ids = ids.unsqueeze(1)
-        entries = (ids * a + b) % HASH_PRIME % len(self.weight)  # [n, K]
-        signs = 1 - 2 * ((ids * sign_a + sign_b) % HASH_PRIME % 2)
-        return F.embedding_bag(
-            entries, self.weight, per_sample_weights=signs.to(self.weight.dtype), mode="sum"
-        )
-
-
-class TiedTable(StructureTable):
-    r"""Rows that follow from the known nodes' features, with a correction for each.
-
-    .. math:: \mathbf{W}_A[j] = \mathbf{V} \mathbf{x}_j + \boldsymbol{\delta}_j
-
-    The corrections start at zero and are held there by weight decay. A node that comes later has
-    a row, too: :math:`\mathbf{V} \mathbf{x}`, see :meth:`new_rows`.
-
-    Args:
-        features: Of the known nodes, scaled as the student scales them, ``[N, F]``, dense or CSR.
-            They are not part of the state.
-        channels: Width ``h`` of a row.
-        init_std: As for :class:`StructureTable`, of the map; ``None`` for ``torch.nn.Linear``'s.
-    """
-
-    def __init__(self, features: Tensor, channels: int, init_std: float | None = None) -> None:
-        super().__init__(len(features), channels, init_std)
-        self.feature_channels = int(features.shape[1])
-        self.init_std = init_std
-        # the arrays of a CSR matrix, since modules that hold one cannot be copied
-        sparse = is_csr(features)
-        self.values: Tensor
-        self.indptr: Tensor | None
-        self.indices: Tensor | None
-        self.register_buffer("values", features.values() if sparse else features, persistent=False)
-        indptr, indices = (
-            (features.crow_indices(), features.col_indices()) if sparse else (None,) * 2
-        )
-        self.register_buffer("indptr", indptr, persistent=False)
-        self.register_buffer("indices", indices, persistent=False)
-        self.map = torch.nn.Linear(self.feature_channels, channels, bias=False)
-        self.correction = torch.nn.Parameter(torch.empty(self.num_columns, channels))
-        self.reset_parameters()
-
-    @property
-    def features(self) -> Tensor:
-        """Features of the known nodes, ``[N, F]``."""
-        if self.indptr is None or self.indices is None:
-            return self.values
-        size = (self.num_columns, self.feature_channels)
-        return csr_tensor(self.indptr, self.indices, self.values, size)
-
-    def reset_parameters(self) -> None:
-        """Put map and corrections back to a fresh start."""
-        self.map.reset_parameters()
-        if self.init_std is not None:
-            torch.nn.init.uniform_(self.map.weight, -self.bound, self.bound)
-        torch.nn.init.zeros_(self.correction)
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """Rows ``[n, h]`` of the columns ``ids`` (int64 ``[n]``)."""
-        return self.new_rows(take_rows(self.features, ids)) + self.correction[ids]
-
-    def new_rows(self, x: Tensor) -> Tensor:
-        """Rows ``[n, h]`` of nodes that came later, from their features ``[n, F]``."""
-        rows: Tensor = self.map(x)
-        return rows
-
-
-def most_named(neighbors: Tensor, count: int) -> Tensor:
-    """The columns that occur in most rows, int64 ``[count]``; of equal ones those that stand first.
-
-    Args:
-        neighbors: CSR ``[B, N]``.
-        count: How many; all of them if there are fewer.
-    """
-    named = torch.bincount(neighbors.col_indices(), minlength=int(neighbors.shape[1]))
-    return named.argsort(descending=True, stable=True)[:count]
-
-
-def entry_rows(neighbors: Tensor) -> Tensor:
-    """The row of each entry of a CSR matrix, int64 ``[entries]``."""
-    return torch.repeat_interleave(torch.arange(len(neighbors)), neighbors.crow_indices().diff())
-
-
-def _bag(table: Tensor, ids: Tensor, neighbors: Tensor) -> Tensor:
-    """Weighted sums ``[B, h]`` of a table's rows ``ids``, one for each entry of ``neighbors``."""
-    return F.embedding_bag(
-        ids,
-        table,
-        neighbors.crow_indices(),
-        mode="sum",
-        per_sample_weights=neighbors.values(),
-        include_last_offset=True,
-    )
-
-
-# --- the network ------------------------------------------------------------------------------
 
 
 class FeatureScaling(torch.nn.Module):
@@ -379,14 +121,25 @@ class FeedForward(torch.nn.Module):
         """The result ``[B, out]`` for rows ``[B, in]``."""
         return self.rest(self.first(h))
 
+    @property
+    def first_map(self) -> torch.nn.Linear:
+        """The first linear map."""
+        return cast(torch.nn.Linear, self.lins[0])
+
+    @property
+    def hidden(self) -> list[tuple[torch.nn.Module, torch.nn.Linear]]:
+        """Norm of each hidden layer, and the linear map that follows it."""
+        lins = cast(list[torch.nn.Linear], list(self.lins[1:]))
+        return list(zip(self.norms, lins, strict=True))
+
     def first(self, h: Tensor) -> Tensor:
         """Output of the first linear map."""
-        mapped: Tensor = self.lins[0](h)
+        mapped: Tensor = self.first_map(h)
         return mapped
 
     def rest(self, h: Tensor) -> Tensor:
         """All that follows the first linear map."""
-        for norm, lin in zip(self.norms, self.lins[1:], strict=True):
+        for norm, lin in self.hidden:
             if self.order == "sa-mlp":
                 h = norm(F.relu(F.dropout(h, self.dropout, self.training)))
             else:
@@ -754,7 +507,9 @@ class SAMLP(torch.nn.Module):
         power = DEGREE_POWER[self.adj_norm]
         if power == 0:
             return total
-        return total / degree.clamp_min(1e-12).pow(power).unsqueeze(1)
+        normalised = total / degree.clamp_min(1e-12).pow(power).unsqueeze(1)
+        # rounding that is left over where the last edge went would be divided by next to nothing
+        return torch.where((degree > 0).unsqueeze(1), normalised, 0.0)
 
     def __repr__(self) -> str:
         return (

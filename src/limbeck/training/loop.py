@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,15 @@ class Checkpoint:
     path: Path
     key: str
     every_seconds: float = 10.0
+
+    def of_part(self, name: str) -> Checkpoint:
+        """The checkpoint of one training of a run that consists of several.
+
+        Args:
+            name: What the part is called, such as ``"stage 1"``; parts differ in it.
+        """
+        path = self.path.with_stem(f"{self.path.stem}-{name.replace(' ', '-')}")
+        return replace(self, path=path, key=f"{self.key} {name}")
 
 
 @contextmanager
