@@ -39,9 +39,6 @@ SMALL = {"hidden_channels": 16, "max_epochs": 4, "pretrain_epochs": 2, "patience
 OUR_OWN = {
     "input_gain": True,
     "expert_rank": 2,
-    "centered_routing": True,
-    "gate_sharpness": True,
-    "repulsion": 0.1,
 }
 LABELS = torch.arange(3).repeat_interleave(20)
 

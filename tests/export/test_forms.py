@@ -39,7 +39,6 @@ def make_student(kind: str, norm: str = "none", position: int = 0, top_k: int = 
     else:
         options: dict[str, Any] = {
             "rbm": {"input_gain": True},
-            "centred": {"centered_routing": True, "gate_sharpness": True},
             "low rank": {"expert_rank": 2, "input_gain": True},
             "pretraining": {},
         }[kind]
@@ -91,7 +90,7 @@ def agree(student: Any, kernel: OnnxKernel, position: int, sparse: bool) -> None
         np.testing.assert_allclose(answer, probabilities(student, rows), atol=1e-5, rtol=0)
 
 
-KINDS = ["mlp", "rbm", "centred", "low rank", "moe", "pretraining"]
+KINDS = ["mlp", "rbm", "low rank", "moe", "pretraining"]
 
 
 @pytest.mark.parametrize("position", [0, 4])

@@ -44,13 +44,9 @@ class Memories:
 
     Args:
         directions: Unit memories, one a column, ``[in, E]``.
-        center: Point that directions are seen from, ``[in]``; ``None`` for the origin.
-        sharpness: Factor of the cosines in the gates.
     """
 
     directions: Array
-    center: Array | None
-    sharpness: float
 
 
 @dataclass(frozen=True)
@@ -218,9 +214,7 @@ def _experts(layer: ExpertLayer) -> Map:
 
 
 def _memories(layer: RbMLayer) -> Memories:
-    sharpness = 1.0 if layer.log_sharpness is None else float(bounded_exp(layer.log_sharpness))
-    center = None if layer.center is None else as_array(layer.center)
-    return Memories(as_array(unit(layer.memory).t()), center, sharpness)
+    return Memories(as_array(unit(layer.memory).t()))
 
 
 def _gate(layer: MoELayer) -> Gate:

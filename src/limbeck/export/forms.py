@@ -87,10 +87,7 @@ class Rows(ABC):
 
     @abstractmethod
     def compare(self, memories: Memories) -> tuple[str, str]:
-        """Products with the memories' directions ``[B, E]``, and the rows' lengths ``[B, 1]``.
-
-        Both of the rows less the memories' centre, where they have one.
-        """
+        """Products with the memories' directions ``[B, E]``, and the rows' lengths ``[B, 1]``."""
 
     @abstractmethod
     def mix(self, experts: Experts, routes: Routes) -> str:
@@ -132,11 +129,7 @@ class DenseRows(Rows):
 
     def compare(self, memories: Memories) -> tuple[str, str]:
         """Products with the memories' directions ``[B, E]``, and the rows' lengths ``[B, 1]``."""
-        rows = self
-        if memories.center is not None:
-            less = self.graph.op("Sub", self.value, memories.center)
-            rows = DenseRows(self.graph, less, self.width)
-        return rows.times(memories.directions), rows.length()
+        return self.times(memories.directions), self.length()
 
     def mix(self, experts: Experts, routes: Routes) -> str:
         """The chosen experts' answers, weighted, ``[B, out]``: all or grouped."""
@@ -232,18 +225,7 @@ class SparseRows(Rows):
 
     def compare(self, memories: Memories) -> tuple[str, str]:
         """Products with the memories' directions ``[B, E]``, and the rows' lengths ``[B, 1]``."""
-        if memories.center is None:
-            return self.times(memories.directions), self.length()
-        # less the centre the rows are not sparse: <h - c, m> = <h, m> - <c, m>, and
-        # |h - c|^2 = |h|^2 - 2 <h, c> + |c|^2
-        g, center = self.graph, memories.center
-        width = memories.directions.shape[1]
-        products = self.times(np.column_stack([memories.directions, center]))
-        dots, along = g.ops("Split", 2, products, int64(width, 1), axis=1)
-        square = g.op("Add", self._square(), float32(float(center @ center)))
-        square = g.op("Sub", square, g.op("Mul", along, float32(2.0)))
-        length = g.op("Sqrt", g.op("Max", square, float32(0.0)))
-        return g.op("Sub", dots, center @ memories.directions), length
+        return self.times(memories.directions), self.length()
 
     def mix(self, experts: Experts, routes: Routes) -> str:
         """The chosen experts' answers, weighted, ``[B, out]``: gathered."""
@@ -342,8 +324,6 @@ def _nearest(rows: Rows, memories: Memories, top_k: int) -> Routes:
     # a row's length changes no order; of equal products TopK takes the first, as `largest` does
     product, experts = g.ops("TopK", 2, products, int64(top_k), axis=1)
     cosine = g.op("Div", product, g.op("Max", length, float32(SMALLEST_NORM)))
-    if memories.sharpness != 1:
-        cosine = g.op("Mul", cosine, float32(memories.sharpness))
     return Routes(experts, g.op("Softmax", cosine, axis=1))
 
 

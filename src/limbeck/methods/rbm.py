@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import TeacherError
@@ -48,12 +46,8 @@ class RoutingByMemory(ExpertOptions):
         input_gain: Train a gain per expert and input.
         train_memory: Whether Adam, with its weight decay, moves the memories beside the moving
             average; without it ``self_similarity_weight`` has no effect.
-        centered_routing: Route what rows have beyond their running mean; ours, as the next three.
-        gate_sharpness: Train a factor of the cosines in the gates.
-        repulsion: Keep memories on the unit sphere, moved by the average alone and pushed apart by
-            up to this angle per forward pass, in radians; ``None`` for the paper's rule.
         expert_rank: Let the experts of a layer share one map and differ by this rank; ``None``
-            gives each its own.
+            gives each its own. Ours, not the paper's.
     """
 
     name: ClassVar[str] = "rbm"
@@ -72,9 +66,6 @@ class RoutingByMemory(ExpertOptions):
     memory_momentum: Share = 0.9
     input_gain: bool = False
     train_memory: bool = True
-    centered_routing: bool = False
-    gate_sharpness: bool = False
-    repulsion: Annotated[float, Field(ge=0, le=math.pi)] | None = None
     expert_rank: PositiveInt | None = None
 
     def distill(
@@ -111,9 +102,6 @@ class RoutingByMemory(ExpertOptions):
             momentum=self.memory_momentum,
             init_scale=self.init_scale,
             train_memory=self.train_memory,
-            centered_routing=self.centered_routing,
-            gate_sharpness=self.gate_sharpness,
-            repulsion=self.repulsion,
             expert_rank=self.expert_rank,
         )
 

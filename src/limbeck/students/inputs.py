@@ -21,14 +21,34 @@ class InputSpec:
 
     Args:
         name: ``"x"``: the node's features; ``"position"``: its positional encoding;
-            ``"neighbors"``: ids of known nodes that it has edges to, as many as there are.
-        width: Number of values per node; of ``"neighbors"`` the number of nodes that can be named.
-        dtype: Type of the values on the wire and in ONNX; ``"int64"`` for ``"neighbors"``.
+            ``"bands"``: what the bands of a graph transform say of it; ``"neighbors"``: ids of
+            known nodes that it has edges to, as many as there are; ``"graph"``: the graph around
+            it, for a student that is itself a GNN.
+        width: Number of values per node; of ``"neighbors"`` and ``"graph"`` the number of nodes
+            that can be named.
+        dtype: Type of the values on the wire and in ONNX; ``"int64"`` for ``"neighbors"`` and
+            ``"graph"``.
     """
 
     name: str
     width: int
     dtype: str = "float32"
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """A graph and some of its nodes: what a student reads that is itself a GNN.
+
+    Args:
+        x: Features of all nodes of the graph, ``[N, F]``, float32, dense or ``torch.sparse_csr``.
+        edge_index: Its edges, int64 ``[2, E]``, or what :meth:`limbeck.teachers.GNN.prepare` made
+            of them.
+        nodes: The nodes that are asked about, int64 ``[B]``.
+    """
+
+    x: Tensor
+    edge_index: Tensor
+    nodes: Tensor
 
 
 @dataclass(frozen=True)
@@ -40,11 +60,16 @@ class NodeInputs:
         position: Positional encodings ``[B, d]``, float32, or ``None``.
         neighbors: Edges to observed nodes, ``torch.sparse_csr`` ``[B, observed]``, float32, or
             ``None``. A value is the weight of an edge; a row may be empty.
+        bands: What the bands of a graph transform say of the nodes, ``[B, w]``, float32. A student
+            that reads bands and gets ``None`` answers from the features alone.
+        graph: The graph around the nodes, whose rows ``graph.nodes`` are those of ``x``.
     """
 
     x: Tensor
     position: Tensor | None = None
     neighbors: Tensor | None = None
+    bands: Tensor | None = None
+    graph: Surroundings | None = None
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
@@ -58,7 +83,11 @@ class NodeInputs:
         """Return the inputs of the nodes ``index`` (int64 ``[b]``), in that order."""
         position = None if self.position is None else self.position[index]
         neighbors = None if self.neighbors is None else take_rows(self.neighbors, index)
-        return NodeInputs(take_rows(self.x, index), position, neighbors)
+        bands = None if self.bands is None else self.bands[index]
+        graph = self.graph
+        if graph is not None:
+            graph = replace(graph, nodes=graph.nodes[index])
+        return NodeInputs(take_rows(self.x, index), position, neighbors, bands, graph)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,6 @@ KMEANS_STARTS = 10
 CLUSTER_ROWS = 100_000
 """Rows that decide where memories are placed; of more, as many are drawn."""
 
-CLUSTER_ENTRIES = 2**28
-"""Entries of the rows that do so from a center, where they are written out (1 GiB)."""
-
 BLOCK = 16_384
 """Rows per forward pass of the conversion."""
 
@@ -81,20 +78,9 @@ class RbMLayer(ExpertLayer):
         momentum: :math:`\mu`, the share of a memory that a forward pass leaves.
         init_scale: The scale :math:`e^t` at first; it is trained, and at most 100.
         train_memory: Whether the memories are parameters that the optimiser moves, too.
-        centered_routing: Compare, cluster and average rows less a running mean of them,
-            :math:`\mathbf{h} - \mathbf{c}`. Behind a ReLU rows point much the same way, and what
-            they have in common tells no expert from another. The mean starts as that of the rows
-            clustered, and follows with ``momentum``; sparse rows are written out to be compared.
-        gate_sharpness: Train the factor :math:`e^{\kappa}` of the cosines in the gates, 1 at first
-            and at most 100. The result's losses reach it, and nothing else through the gates.
-        repulsion: ``None`` moves the memories as above. A number, at most :math:`\pi`, keeps them
-            on the unit sphere and leaves them to the moving average alone: no optimiser moves
-            them, and each update ends with a step of at most that many radians away from the
-            others, see :func:`repelled`.
         expert_rank: Let the experts share one map and differ by low rank, see
-            :class:`~limbeck.students.experts.Corrections`; then they share the gain, too.
-
-    The last four are ours, not the paper's.
+            :class:`~limbeck.students.experts.Corrections`; then they share the gain, too. This is
+            ours, not the paper's.
 
     Shapes:
         - **input:** ``[B, in]``, dense or ``torch.sparse_csr``
@@ -113,23 +99,14 @@ class RbMLayer(ExpertLayer):
         momentum: float = 0.9,
         init_scale: float = 2.0,
         train_memory: bool = True,
-        centered_routing: bool = False,
-        gate_sharpness: bool = False,
-        repulsion: float | None = None,
         expert_rank: int | None = None,
     ) -> None:
         super().__init__(
             in_channels, out_channels, num_experts, top_k, dropout, init_scale, expert_rank
         )
-        if repulsion is not None and not 0 <= repulsion <= math.pi:
-            raise OptionError(
-                f"repulsion is {repulsion}: it must be an angle from 0 to pi, or None."
-            )
         self.momentum = momentum
-        self.repulsion = repulsion
         self.memory = torch.nn.Parameter(
-            torch.zeros(num_experts, in_channels),
-            requires_grad=train_memory and repulsion is None,
+            torch.zeros(num_experts, in_channels), requires_grad=train_memory
         )
         self.log_gain: torch.nn.Parameter | None = None
         if input_gain:
@@ -137,9 +114,6 @@ class RbMLayer(ExpertLayer):
             self.log_gain = torch.nn.Parameter(
                 torch.full((num_gains, in_channels), math.log(INIT_GAIN))
             )
-        self.center: Tensor | None
-        self.register_buffer("center", torch.zeros(in_channels) if centered_routing else None)
-        self.log_sharpness = torch.nn.Parameter(torch.zeros(())) if gate_sharpness else None
 
     def reset_parameters(self) -> None:
         """Put the layer back to a fresh start, in pretraining."""
@@ -147,10 +121,6 @@ class RbMLayer(ExpertLayer):
         torch.nn.init.zeros_(self.memory)
         if self.log_gain is not None:
             torch.nn.init.constant_(self.log_gain, math.log(INIT_GAIN))
-        if self.center is not None:
-            torch.nn.init.zeros_(self.center)
-        if self.log_sharpness is not None:
-            torch.nn.init.zeros_(self.log_sharpness)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Routing | None]:
         """The result ``[B, out]`` for rows ``[B, in]``, and where they went once routed.
@@ -159,44 +129,26 @@ class RbMLayer(ExpertLayer):
         """
         if not self.routed:
             return self.ask(0, h), None
-        rows = directions(h, self.center)  # [B, in]
+        rows = unit(h)  # [B, in]
         similarity = linear(rows, unit(self.memory).detach())  # [B, E]
-        chosen = largest(similarity, self.top_k)
-        sharpness = None if self.log_sharpness is None else bounded_exp(self.log_sharpness)
-        if sharpness is None:
-            gates = softmax_over(chosen, similarity)
-            weights = gates.detach()
-        else:
-            # the routing's losses reach the rows, and those of the result the sharpness
-            gates = softmax_over(chosen, sharpness.detach() * similarity)
-            weights = softmax_over(chosen, sharpness * similarity.detach())
+        gates = softmax_over(largest(similarity, self.top_k), similarity)
         gain = None if self.log_gain is None else bounded_exp(self.log_gain)
-        y = bounded_exp(self.log_scale) * self.mix(h, weights, gain)
+        y = bounded_exp(self.log_scale) * self.mix(h, gates.detach(), gain)
         if self.training:
             self.update_memory(rows.detach(), gates.detach())
-            self.update_center(h.detach())
         return y, Routing(similarity, gates)
-
-    @torch.no_grad()
-    def update_center(self, h: Tensor) -> None:
-        """Let the mean that rows are centred by follow the rows ``[B, in]``, if there is one."""
-        if self.center is not None:
-            self.center.lerp_(mean_row(h).to(self.center.dtype), 1 - self.momentum)
 
     @torch.no_grad()
     def update_memory(self, rows: Tensor, gates: Tensor) -> None:
         """Move each memory towards the unit rows ``[B, in]`` that its expert got.
 
-        An expert without rows keeps its direction, unless others push it; its memory becomes
-        shorter, which nothing depends on.
+        An expert without rows keeps its direction; its memory becomes shorter, which nothing
+        depends on.
         """
         gates = gates.masked_fill(gates == 0, -math.inf)
         weight = gates.softmax(0).nan_to_num(0.0)  # [B, E], over the rows
         center = weighted_sums(rows, weight)  # [E, in]
-        memory = self.momentum * unit(self.memory) + (1 - self.momentum) * center
-        if self.repulsion is not None:
-            memory = repelled(unit(memory), self.repulsion)
-        self.memory.copy_(memory)
+        self.memory.copy_(self.momentum * unit(self.memory) + (1 - self.momentum) * center)
 
     @torch.no_grad()
     def convert(self, h: Tensor) -> None:
@@ -208,9 +160,7 @@ class RbMLayer(ExpertLayer):
         Raises:
             OptionError: There are fewer rows than experts.
         """
-        if self.center is not None:
-            self.center.copy_(mean_row(h))
-        self.memory.copy_(spherical_kmeans(h, self.num_experts, self.center))
+        self.memory.copy_(spherical_kmeans(h, self.num_experts))
         first = self.experts[0].state_dict()
         for expert in self.experts[1:]:
             expert.load_state_dict(first)
@@ -243,9 +193,6 @@ class RbM(ExpertStudent):
         momentum: Share of a memory that a forward pass leaves.
         init_scale: Scale of each layer's output at first.
         train_memory: Whether the optimiser moves the memories, too.
-        centered_routing: Route rows less their running mean, see :class:`RbMLayer`.
-        gate_sharpness: Train a factor of the cosines in the gates, see :class:`RbMLayer`.
-        repulsion: Keep memories on the sphere and push them apart there, see :class:`RbMLayer`.
         expert_rank: Rank by which the experts of a layer differ from one map that they share;
             ``None`` gives each a map of its own.
 
@@ -271,9 +218,6 @@ class RbM(ExpertStudent):
         momentum: float = 0.9,
         init_scale: float = 2.0,
         train_memory: bool = True,
-        centered_routing: bool = False,
-        gate_sharpness: bool = False,
-        repulsion: float | None = None,
         expert_rank: int | None = None,
     ) -> None:
         layers: list[ExpertLayer] = [
@@ -287,9 +231,6 @@ class RbM(ExpertStudent):
                 momentum=momentum,
                 init_scale=init_scale,
                 train_memory=train_memory,
-                centered_routing=centered_routing,
-                gate_sharpness=gate_sharpness,
-                repulsion=repulsion,
                 expert_rank=expert_rank,
             )
             for into, out in widths(
@@ -394,72 +335,15 @@ def softmax_over(chosen: Tensor, scores: Tensor) -> Tensor:
     return scores.masked_fill(~chosen, -math.inf).softmax(1)
 
 
-def directions(rows: Tensor, center: Tensor | None) -> Tensor:
-    """Directions in which rows lie, seen from the origin or from a center.
-
-    Args:
-        rows: ``[B, d]``, dense or CSR.
-        center: ``[d]``, or ``None`` for the origin.
-
-    Returns:
-        Unit rows ``[B, d]``, in the layout of ``rows`` without a center, dense with one.
-    """
-    if center is None:
-        return unit(rows)
-    return unit((rows.to_dense() if is_csr(rows) else rows) - center)
-
-
-def mean_row(rows: Tensor) -> Tensor:
-    """Mean of the rows ``[N, d]``, dense or CSR: dense ``[d]``."""
-    if not is_csr(rows):
-        return rows.mean(0)
-    total = rows.values().new_zeros(rows.shape[1])
-    return total.index_add(0, rows.col_indices(), rows.values()) / rows.shape[0]
-
-
-def repelled(memory: Tensor, angle: float) -> Tensor:
-    r"""Push points of the unit sphere away from each other, along it.
-
-    One step of Riemannian descent on how near each of them has others,
-
-    .. math::
-        \mathbf{g}_e = (\mathbf{I} - \mathbf{m}_e \mathbf{m}_e^\top) \sum_{j \ne e}
-        \mathrm{softmax}_j(\langle \mathbf{m}_e, \mathbf{m}_j \rangle) \, \mathbf{m}_j, \qquad
-        \mathbf{m}_e \leftarrow \cos(\theta) \, \mathbf{m}_e
-        - \sin(\theta) \, \mathrm{unit}(\mathbf{g}_e), \quad
-        \theta = \beta \lVert \mathbf{g}_e \rVert_2,
-
-    with the gradient of the log-sum-exp of the similarities, at most 1 long. Points that have
-    nowhere to go (a single one, or two that are opposed) stay.
-
-    Args:
-        memory: Unit rows ``[E, d]``.
-        angle: :math:`\beta`, the largest angle in radians.
-
-    Returns:
-        Unit rows ``[E, d]``.
-    """
-    cosine = memory @ memory.t()
-    itself = torch.eye(len(memory), dtype=torch.bool, device=memory.device)
-    nearness = softmax_over(~itself, cosine).nan_to_num(0.0)  # a single point has no others
-    pull = nearness @ memory
-    along = pull - (pull * memory).sum(1, keepdim=True) * memory
-    theta = angle * along.norm(dim=1, keepdim=True)
-    return unit(theta.cos() * memory - theta.sin() * unit(along))
-
-
-def spherical_kmeans(rows: Tensor, num_clusters: int, center: Tensor | None = None) -> Tensor:
+def spherical_kmeans(rows: Tensor, num_clusters: int) -> Tensor:
     """Directions in which rows lie densest: k-means on unit rows, its centres made unit.
 
     Random numbers come from PyTorch's generator. The best of ten starts by k-means++ is kept, and
-    of more than :data:`CLUSTER_ROWS` rows only as many, drawn uniformly, are looked at; from a
-    center also of more rows than have :data:`CLUSTER_ENTRIES` entries.
+    of more than :data:`CLUSTER_ROWS` rows only as many, drawn uniformly, are looked at.
 
     Args:
         rows: ``[N, d]``, dense or CSR.
         num_clusters: Number of directions ``E``.
-        center: Point ``[d]`` that directions are seen from; ``None`` for the origin. Sparse rows
-            are written out for it.
 
     Returns:
         ``[E, d]``, dense, of norm one (of norm zero only for a cluster of zero rows).
@@ -473,11 +357,8 @@ def spherical_kmeans(rows: Tensor, num_clusters: int, center: Tensor | None = No
             f"num_experts is {num_clusters}, but only {num_rows} nodes are observed: each expert "
             "needs one at least."
         )
-    limit = CLUSTER_ROWS
-    if center is not None:
-        limit = min(limit, max(CLUSTER_ENTRIES // rows.shape[1], num_clusters))
-    if num_rows > limit:
-        rows = take_rows(rows, torch.randperm(num_rows)[:limit])
+    if num_rows > CLUSTER_ROWS:
+        rows = take_rows(rows, torch.randperm(num_rows)[:CLUSTER_ROWS])
     seed = int(torch.randint(2**31 - 1, ()))
     kmeans = KMeans(num_clusters, init="k-means++", n_init=KMEANS_STARTS, random_state=seed)
     # one thread: the order in which several would add up their shares is not deterministic
@@ -485,7 +366,7 @@ def spherical_kmeans(rows: Tensor, num_clusters: int, center: Tensor | None = No
         # fewer distinct directions than experts leave some memories equal, which is no harm:
         # ties are broken, and the losses part them
         warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
-        kmeans.fit(_to_numpy(directions(rows, center)))
+        kmeans.fit(_to_numpy(unit(rows)))
     return unit(torch.from_numpy(kmeans.cluster_centers_))
 
 
