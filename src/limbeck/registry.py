@@ -24,7 +24,20 @@ METHODS = {
     "moe": "limbeck.methods.moe:MixtureOfExperts",
     "sa-mlp": "limbeck.methods.sa_mlp:StructureAwareMLP",
     "sa-mlp-labels": "limbeck.methods.sa_mlp:StructureAwareLabels",
+    "linkx": "limbeck.methods.linkx:LINKXOnLabels",
     "ensemble": "limbeck.methods.ensemble:EnsembleOfGLNNs",
+    "plain": "limbeck.methods.plain:PlainStudent",
+    "kd": "limbeck.methods.kd:KD",
+    "fitnet": "limbeck.methods.fitnet:FitNet",
+    "at": "limbeck.methods.at:AttentionTransfer",
+    "lsp": "limbeck.methods.lsp:LSP",
+    "mskd": "limbeck.methods.mskd:MSKD",
+    "gsp": "limbeck.methods.gsp:GSP",
+    "g-crd": "limbeck.methods.g_crd:GCRD",
+    "abkd": "limbeck.methods.abkd:ABKD",
+    "fmlp-o": "limbeck.methods.fmlp:FMLPOriginal",
+    "fmlp-s": "limbeck.methods.fmlp:FMLPSimplified",
+    "fmlp-x": "limbeck.methods.fmlp:FMLPFeatures",
 }
 
 TEACHERS = {
@@ -36,6 +49,9 @@ TEACHERS = {
     "gcnii": "limbeck.teachers.gcnii:GCNIIOptions",
     "gpr-gnn": "limbeck.teachers.gpr_gnn:GPRGNNOptions",
     "linkx": "limbeck.teachers.linkx:LINKXOptions",
+    "framelet-original": "limbeck.teachers.framelet:OriginalFrameletOptions",
+    "framelet-simplified": "limbeck.teachers.framelet:SimplifiedFrameletOptions",
+    "framelet-spectral": "limbeck.teachers.framelet:SpectralFrameletOptions",
 }
 
 

@@ -76,8 +76,9 @@ def lessons_of(method: StructureAwareMLP, view: View) -> tuple[Lessons, SAMLP]:
         {"stages": "joint", "stream_norm": "batch", "stage2_teacher": "both", "table": "landmark"},
         {"stages": "one", "structure_dropout": 0.3, "table": "hashed", "adj_norm": "row"},
         {"stage2_train": "all", "stage2_mix": True, "table": "tied", "feature_scale": "standard"},
+        {"table_lr": 0.1, "batch_size": 32, "hold_out": True},
     ],
-    ids=["default", "batches", "joint", "dropout", "all"],
+    ids=["default", "batches", "joint", "dropout", "all", "lazy"],
 )
 def test_conforms(options: dict[str, object]) -> None:
     check_method(StructureAwareMLP(**SMALL, table_rows=20, **options))
@@ -100,6 +101,7 @@ def test_labels_alone_conform_and_need_no_teacher() -> None:
         ({"mix_inputs": "structure", "decoupled": True}, "there is one weight only"),
         ({"structure_dropout": 1.0}, "'structure_dropout'"),
         ({"table": "sparse"}, "'table'"),
+        ({"table": "hashed", "table_lr": 0.1}, "only table 'full' takes steps of its own"),
     ],
 )
 def test_options_that_contradict_each_other(options: dict[str, object], message: str) -> None:

@@ -1,5 +1,7 @@
 """The MLP student."""
 
+import copy
+
 import pytest
 import torch
 
@@ -92,3 +94,34 @@ def test_dropout_entries_are_independent():
     kept = (dropout(torch.ones(20_000, 8), 0.5) > 0).float()
     correlation = torch.corrcoef(kept.t()) - torch.eye(8)
     assert float(correlation.abs().max()) < 0.03
+
+
+def test_layers_are_those_of_a_forward_pass():
+    torch.manual_seed(0)
+    student = MLP(6, 8, 3, 3, "batch", dropout=0.5, input_dropout=0.2)
+    inputs = NodeInputs(torch.randn(20, 6))
+    torch.manual_seed(1)
+    logits = copy.deepcopy(student)(inputs)
+    torch.manual_seed(1)
+    outputs = student.layers(inputs)
+    assert list(outputs) == ["hidden1", "hidden2", "logits"]
+    assert torch.equal(outputs["logits"], logits)
+    student.eval()
+    outputs = student.layers(inputs)
+    # the last hidden layer, behind norm and ReLU
+    expected = torch.relu(student.norms[1](student.hidden(inputs)))
+    torch.testing.assert_close(outputs["hidden2"], expected)
+    student.exposed = "pre-activation"
+    front = student.layers(inputs)
+    assert bool((front["hidden1"] < 0).any())
+    torch.testing.assert_close(front["hidden1"].relu(), outputs["hidden1"])
+    assert torch.equal(front["logits"], outputs["logits"])
+
+
+def test_hidden_states_are_recorded_in_front_of_dropout():
+    torch.manual_seed(0)
+    student = MLP(6, 64, 3, 2, dropout=0.5).train()
+    inputs = NodeInputs(torch.randn(20, 6))
+    assert torch.equal(student.layers(inputs)["hidden1"], student.layers(inputs)["hidden1"])
+    assert not torch.equal(student.layers(inputs)["logits"], student.layers(inputs)["logits"])
+    assert list(MLP(6, 8, 3, 1).layers(inputs)) == ["logits"]

@@ -71,6 +71,63 @@ def inputs(sparse: bool = False) -> NodeInputs:
 # --- the table --------------------------------------------------------------------------------
 
 
+def lazy_and_dense(channels: int = 8, **options: float) -> tuple[FullTable, FullTable]:
+    """The same rows, once with steps of their own and once with dense gradients."""
+    lazy = FullTable(COLUMNS, channels, 0.5, row_lr=0.1, **options)
+    dense = FullTable(COLUMNS, channels, 0.5)
+    dense.weight.data.copy_(lazy.weight.data)
+    return lazy, dense
+
+
+def loss_of(rows: FullTable, neighbors: Tensor, target: Tensor) -> Tensor:
+    """A loss that reads some rows twice, since mixtures do."""
+    bag = rows.bag(neighbors)
+    return (bag - target).square().mean() + (0.5 * bag + 0.5 * bag.flip(0)).tanh().sum()
+
+
+def test_sparse_gradients_are_the_dense_ones() -> None:
+    lazy, dense = lazy_and_dense()
+    found: list[Tensor] = []
+    # hooks run in the order in which they came, so this one is too late to see the gradient
+    step = lazy._step
+    lazy.weight._post_accumulate_grad_hooks.clear()
+    lazy.weight.register_post_accumulate_grad_hook(lambda weight: found.append(weight.grad))
+    neighbors, target = to_csr(adjacency()), torch.randn(NODES, 8)
+    loss_of(lazy, neighbors, target).backward()
+    loss_of(dense, neighbors, target).backward()
+    assert found[0].is_sparse
+    torch.testing.assert_close(found[0].to_dense(), dense.weight.grad)
+    step(lazy.weight)
+    assert lazy.weight.grad is None
+
+
+def test_rows_of_one_value_move_as_those_of_adagrad() -> None:
+    lazy, dense = lazy_and_dense(channels=1)
+    adagrad = torch.optim.Adagrad(dense.parameters(), lr=0.1)
+    for _ in range(6):
+        neighbors, target = to_csr(adjacency()), torch.randn(NODES, 1)
+        loss_of(lazy, neighbors, target).backward()
+        adagrad.zero_grad()
+        loss_of(dense, neighbors, target).backward()
+        adagrad.step()
+    torch.testing.assert_close(lazy.weight, dense.weight)
+
+
+def test_a_row_moves_by_hand_and_the_others_stay() -> None:
+    lazy = FullTable(3, 2, row_lr=0.5, row_decay=0.1)
+    lazy.weight.data.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    one = csr_tensor(torch.tensor([0, 1]), torch.tensor([1]), torch.ones(1), (1, 3))
+    (lazy.bag(one) * torch.tensor([[1.0, -2.0]])).sum().backward()
+    gradient = torch.tensor([1.3, -1.6])  # with a tenth of the row itself
+    state = float(gradient.square().mean())
+    assert lazy.row_state.tolist() == pytest.approx([0.0, state, 0.0])
+    moved = torch.tensor([3.0, 4.0]) - 0.5 * gradient / state**0.5
+    expected = torch.stack([torch.tensor([1.0, 2.0]), moved, torch.tensor([5.0, 6.0])])
+    torch.testing.assert_close(lazy.weight.detach(), expected)
+    lazy.reset_parameters()
+    assert not lazy.row_state.any()
+
+
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_bag_is_the_dense_product(kind: str) -> None:
     rows, dense = table(kind), adjacency()
@@ -395,3 +452,35 @@ def test_explanation(kind: str, adj_norm: str) -> None:
         expected = float(probabilities[node, answer] - without[answer])
         assert float(change[node, column]) == pytest.approx(expected, abs=1e-5)
     assert bool((change[rows == 0] == 0).all())
+
+
+# --- hidden layers by name --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("own_head", [False, True])
+def test_layers_are_those_of_a_forward_pass(routed: bool, own_head: bool) -> None:
+    options = {"blend": 2.0, "own_head": own_head, "stream_norm": "layer", "dropout": 0.5}
+    student = build(routed=routed, **options).train()
+    given = inputs()
+    torch.manual_seed(1)
+    logits = copy.deepcopy(student)(given)
+    torch.manual_seed(1)
+    outputs = student.layers(given)
+    assert list(outputs) == ["hidden1", "logits"]
+    torch.testing.assert_close(outputs["logits"], logits)
+    assert outputs["hidden1"].shape == (NODES, 16)
+
+
+def test_the_hidden_layer_is_what_the_gate_reads() -> None:
+    student, given = build(), inputs()
+    outputs = student.layers(given)
+    gate = torch.sigmoid(student.head.gate(outputs["hidden1"]))
+    torch.testing.assert_close(gate, student.streams(given).gate)
+    alone = build(routed=True, own_head=True)
+    with torch.no_grad():
+        for parameter in alone.lone_head.parameters():
+            parameter.add_(0.1)
+    hidden = alone.layers(given)["hidden1"][0]  # the node without neighbours
+    gate = torch.sigmoid(alone.lone_head.gate(hidden))
+    torch.testing.assert_close(gate, alone.streams(given).gate[0])

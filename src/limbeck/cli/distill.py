@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from limbeck.cli.options import GraphSource, parse_settings
+from limbeck.cli.options import GraphSource, parse_settings, split_names
 from limbeck.cli.output import percent, say, show_json, show_table
 from limbeck.errors import OptionError
 
 if TYPE_CHECKING:
     from limbeck import Run, View
+    from limbeck.evaluation.cascade import DeferGoal
+    from limbeck.teachers import FittedTeacher
 
 
 def distill(
@@ -29,6 +32,8 @@ def distill(
     set_: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
     teacher_set: Annotated[tuple[str, ...], Parameter(name="--teacher-set", negative="")] = (),
     latency: bool = True,
+    defer_accuracy: float | None = None,
+    defer_coverage: float | None = None,
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -40,15 +45,19 @@ def distill(
         source: Which graph.
         out: Folder of the bundle.
         method: Name of a method (limbeck methods).
-        teacher: Name of a teacher (limbeck teachers); sage by default.
+        teacher: Name of a teacher (limbeck teachers), sage by default; or several, separated by
+            commas, each with options of its own, such as gcn:num_layers=2,gcn:num_layers=3.
         teacher_file: A trained module of your own, saved with torch.save(module, path).
         logits: A teacher's logits: .npy, .npz, .pt or .parquet.
         setting: transductive, inductive, production or cold-start.
         seed: Seed of the split, the teacher and the student.
         unseen: Share of test nodes that training never sees.
         set_: Hyper-parameter of the method, NAME=VALUE; may be repeated.
-        teacher_set: Hyper-parameter of the teacher, NAME=VALUE; may be repeated.
+        teacher_set: Hyper-parameter of all teachers, NAME=VALUE; may be repeated.
         latency: Measure the student's latency for the bundle.
+        defer_accuracy: Keep a threshold below which the student defers, so that it has this
+            accuracy on the validation nodes that it keeps; and the teacher's answers for others.
+        defer_coverage: The same, so that it keeps this share of the validation nodes.
         json: Print one JSON document.
         quiet: Show no progress.
     """
@@ -57,6 +66,7 @@ def distill(
     from limbeck.runtime.latency import measure_latency
 
     check_target(out)
+    defer = _goal(defer_accuracy, defer_coverage)
     chosen = limbeck.make_method(
         method, (source or GraphSource()).graph or "", **parse_settings(set_)
     )
@@ -70,16 +80,40 @@ def distill(
     elif teacher_file is not None:
         known = limbeck.Teacher.from_file(teacher_file)
     else:
-        options = parse_settings(teacher_set)
-        known = limbeck.fit_teacher(view, teacher or "sage", seed, progress=progress, **options)
+        known = _fit_teachers(view, teacher or "sage", seed, teacher_set, progress=progress)
     run = limbeck.distill(view, known, chosen, seed, progress=progress, resume=True)
     if progress:
         say("writing the bundle" + (" and measuring its latency" if latency else ""))
-    path = run.save(out, latency=measure_latency if latency else None)
+    path = run.save(out, latency=measure_latency if latency else None, defer=defer)
     if json:
         show_json(_document(run, path))
     else:
         _show(run, view, path)
+
+
+def _fit_teachers(
+    view: View, teachers: str, seed: int, settings: tuple[str, ...], *, progress: bool
+) -> list[FittedTeacher]:
+    """Train each of the teachers that ``gcn:num_layers=2,gat`` names, called as given."""
+    import limbeck
+
+    fitted = []
+    for given in split_names(teachers):
+        name, *own = given.split(":")
+        options = {**parse_settings(settings), **parse_settings(tuple(own))}
+        teacher = limbeck.fit_teacher(view, name, seed, progress=progress, **options)
+        fitted.append(replace(teacher, name=given))
+    return fitted
+
+
+def _goal(accuracy: float | None, coverage: float | None) -> DeferGoal | None:
+    from limbeck.evaluation.cascade import DeferGoal
+
+    if accuracy is not None and coverage is not None:
+        raise OptionError("options --defer-accuracy and --defer-coverage exclude each other.")
+    if accuracy is not None:
+        return DeferGoal("accuracy", accuracy)
+    return None if coverage is None else DeferGoal("coverage", coverage)
 
 
 def _check_teacher(teacher: str | None, teacher_file: Path | None, logits: Path | None) -> None:
@@ -96,6 +130,7 @@ def _document(run: Run, path: Path) -> dict[str, Any]:
         "method": run.method.name,
         "options": run.method.model_dump(mode="json"),
         "teacher": None if run.teacher is None else run.teacher.name,
+        **({"teachers": run.committee_scores} if run.committee else {}),
         "setting": run.view.setting,
         "graph": run.view.info.name,
         "seed": run.seed,
@@ -106,6 +141,9 @@ def _document(run: Run, path: Path) -> dict[str, Any]:
 
 def _show(run: Run, view: View, path: Path) -> None:
     scores = {who: figures for who, figures in run.scores.items() if figures is not None}
+    if run.committee:
+        members = {figures["name"]: figures for figures in run.committee_scores}
+        scores = {**members, "student": scores["student"]}
     rows = []
     for name in ("val_accuracy", "test_accuracy", "test_macro_f1", "ece", "agreement"):
         rows.append([name, *[percent(figures.get(name)) for figures in scores.values()]])

@@ -15,10 +15,10 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,17 +30,20 @@ from pydantic import Field, field_validator
 import limbeck
 from limbeck.errors import OptionError, OutputError, unknown_name
 from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
+from limbeck.evaluation.probe import probe
 from limbeck.evaluation.protocol import Run, distill
 from limbeck.evaluation.routing import routes, routing_diagnostics
 from limbeck.evaluation.tune import tune
 from limbeck.graphs.load import load_graph
-from limbeck.graphs.view import SETTINGS, make_view
+from limbeck.graphs.view import SETTINGS, View, make_view
 from limbeck.methods import Method, make_method
+from limbeck.methods.layers import LayerMethod
 from limbeck.registry import names
 from limbeck.runtime.latency import measure_latency
 from limbeck.runtime.predictor import load_bundle
 from limbeck.teachers.cache import TeacherCache
 from limbeck.teachers.fit import fit_teacher, teacher_options
+from limbeck.teachers.knowledge import FittedTeacher
 from limbeck.training.options import Options
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ SCHEMA = pa.schema(
         ("slices", pa.string()),
         ("options", pa.string()),
         ("routing", pa.string()),
+        ("probe_ratio", pa.float64()),
     ]
 )
 
@@ -89,6 +93,18 @@ class Variant(Options):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class TeacherVariant(Options):
+    """A teacher under another name, with options of its own.
+
+    Args:
+        teacher: Name of the teacher.
+        options: Options that differ from its presets.
+    """
+
+    teacher: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class Bench(Options):
     """What a table holds.
 
@@ -97,13 +113,19 @@ class Bench(Options):
         methods: Names of methods or of ``variants``; a name may carry options in
             ``method_options``.
         settings: Names of settings.
-        teachers: Names of teachers.
+        teachers: Names of teachers, of ``teacher_variants`` or of ``committees``.
         seeds: Number of seeds, counted from 0, or the seeds themselves.
         method_options: Options per method that differ from its presets; they hold for its
             variants, too.
         variants: Methods under other names with options of their own, to compare a method with
             itself.
-        teacher_options: Options per teacher that differ from its presets.
+        teacher_options: Options per teacher that differ from its presets; they hold for its
+            variants, too.
+        teacher_variants: Teachers under other names with options of their own, such as several
+            depths of one kind.
+        committees: Several teachers or variants under one name. Methods for several teachers learn
+            from all of them, others from the one that does best on validation nodes; its figures
+            are those of the row ``teacher``, and each member has a row ``teacher:NAME``, too.
         unseen: Share of test nodes cut away in all settings but the transductive one.
         trials: Candidates that each method trains per graph and cut, of which the best on
             validation nodes is what the table holds, see :func:`~limbeck.evaluation.tune.tune`;
@@ -112,6 +134,10 @@ class Bench(Options):
             on; best one that the table does not hold.
         diagnostics: Describe where students of experts send nodes, as JSON in the column
             ``routing``; see :func:`~limbeck.evaluation.routing.routing_diagnostics`.
+        probe: Run the frozen-student probe of each method that compares layers, on an untrained
+            student, once per cell, see :func:`~limbeck.evaluation.probe.probe`; the column
+            ``probe_ratio`` holds what it leaves of the loss, and tables mark methods that it finds
+            degenerate.
         latency: Measure the exported student's latency, once per graph and method.
         data_root: Folder of the named data sets; ``LIMBECK_DATA`` by default.
     """
@@ -124,10 +150,15 @@ class Bench(Options):
     method_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     variants: dict[str, Variant] = Field(default_factory=dict)
     teacher_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    teacher_variants: dict[str, TeacherVariant] = Field(default_factory=dict)
+    committees: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
     unseen: float = Field(default=0.2, gt=0, lt=1)
     trials: int = Field(default=1, ge=1)
     tuning_seed: int = Field(default=1000, ge=0)
     diagnostics: bool = False
+    probe: bool = False
     latency: bool = True
     data_root: str | None = None
 
@@ -171,10 +202,11 @@ class Bench(Options):
         for setting in self.settings:
             if setting not in SETTINGS:
                 raise unknown_name("setting", setting, SETTINGS)
-        methods = [self.variants[m].method if m in self.variants else m for m in self.methods]
+        methods = [self._base(name) for name in self.methods]
+        members = [member for name in self.teachers for member in self.members(name)]
         for kind, chosen, options in (
             ("method", methods, self.method_options),
-            ("teacher", self.teachers, self.teacher_options),
+            ("teacher", [member.teacher for member in members], self.teacher_options),
         ):
             for name in [*chosen, *options]:
                 if name not in names(kind):
@@ -184,11 +216,28 @@ class Bench(Options):
                 raise OptionError(
                     f"variant {name!r} has the name of a method: choose another name for it."
                 )
+        for name in (*self.teacher_variants, *self.committees):
+            if name in names("teacher"):
+                raise OptionError(f"{name!r} is the name of a teacher: choose another name for it.")
         for graph in self.graphs:
             for name in self.methods:
                 self.method(name, graph)
-            for name in self.teachers:
-                teacher_options(name, graph, **self.teacher_options.get(name, {}))
+            for member in members:
+                teacher_options(member.teacher, graph, **member.options)
+
+    def _base(self, name: str) -> str:
+        """The method that a name or variant is of, without the preset behind a colon."""
+        variant = self.variants.get(name, Variant(method=name))
+        return variant.method.partition(":")[0]
+
+    def members(self, name: str) -> tuple[Member, ...]:
+        """The teachers that a name in ``teachers`` stands for: one, or those of a committee."""
+        return tuple(self._member(each) for each in self.committees.get(name, (name,)))
+
+    def _member(self, name: str) -> Member:
+        variant = self.teacher_variants.get(name, TeacherVariant(teacher=name))
+        options = {**self.teacher_options.get(variant.teacher, {}), **variant.options}
+        return Member(name, variant.teacher, options)
 
     def method(self, name: str, graph: str, setting: str = "transductive") -> Method:
         """The method or variant ``name`` with the options it has before tuning.
@@ -197,13 +246,28 @@ class Bench(Options):
             OptionError: The name or an option is unknown, or a value out of range.
         """
         variant = self.variants.get(name, Variant(method=name))
-        options = {**self.method_options.get(variant.method, {}), **variant.options}
+        options = {**self.method_options.get(self._base(name), {}), **variant.options}
         return make_method(variant.method, graph, setting, **options)
 
 
 @dataclass(frozen=True)
+class Member:
+    """A teacher to be trained.
+
+    Args:
+        name: What the table calls it.
+        teacher: Name of the teacher.
+        options: Options that differ from its presets.
+    """
+
+    name: str
+    teacher: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Group:
-    """Cells that share a graph, a cut, a seed and a teacher, and so one trained teacher."""
+    """Cells that share a graph, a cut, a seed and a teacher, or several: each trained once."""
 
     graph: str
     settings: tuple[str, ...]
@@ -309,23 +373,18 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
     graph = load_graph(group.graph, data_root=bench.data_root)
     view = make_view(graph, group.settings[0], group.seed, unseen=bench.unseen)
     reset_peak_memory()
-    teacher = fit_teacher(
-        view,
-        group.teacher,
-        group.seed,
-        cache=TeacherCache(),
-        **bench.teacher_options.get(group.teacher, {}),
-    )
+    teachers = _fit_teachers(bench, group, view, group.seed)
     teacher_peak = peak_memory_mb()
     for name in _missing(bench, folder, group):
         if name == TEACHER:
             continue
         method = _tuned(bench, folder, group, name)
         reset_peak_memory()
-        run = distill(view, teacher, method, group.seed)
+        run = distill(view, teachers, method, group.seed)
         peak = peak_memory_mb()
         latency = _latency(bench, folder, group, run) if bench.latency else {}
         described = bench.diagnostics and routes(run.student)
+        ratio = _probe_ratio(run) if bench.probe else None
         rows = []
         teacher_rows = []
         for setting in group.settings:
@@ -339,20 +398,51 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
                     "peak_mb": peak,
                     "options": json.dumps(method.model_dump(mode="json"), sort_keys=True),
                     "routing": json.dumps(routing_diagnostics(there)) if described else None,
+                    "probe_ratio": ratio,
                     **latency,
                 }
             )
-            teacher_rows.append(
-                {
-                    **_row(group, setting, TEACHER, there.scores["teacher"]),
-                    "parameters": teacher.num_parameters,
-                    "train_seconds": teacher.train_seconds,
-                    "peak_mb": teacher_peak,
-                    "options": json.dumps(teacher.options, sort_keys=True),
-                }
-            )
+            teacher_rows += _teacher_rows(group, setting, there, teacher_peak)
         _write_cell(_cell_path(bench, folder, group, TEACHER), teacher_rows)
         _write_cell(_cell_path(bench, folder, group, name), rows)
+
+
+def _probe_ratio(run: Run) -> float | None:
+    """What the frozen-student probe leaves of the loss; ``None`` where no layers are compared."""
+    if not isinstance(run.method, LayerMethod) or run.teacher is None:
+        return None
+    found = probe(run.view, run.teacher.knowledge, run.method, run.seed, states=("untrained",))
+    return found[0].ratio
+
+
+def _fit_teachers(bench: Bench, group: Group, view: View, seed: int) -> list[FittedTeacher]:
+    """The group's teacher, or its committee, each trained or taken from the cache."""
+    return [
+        replace(
+            fit_teacher(view, member.teacher, seed, cache=TeacherCache(), **member.options),
+            name=member.name,
+        )
+        for member in bench.members(group.teacher)
+    ]
+
+
+def _teacher_rows(group: Group, setting: str, run: Run, peak: float) -> list[dict[str, Any]]:
+    """A row for the teacher, and one for each of a committee."""
+    assert run.teacher is not None
+    scored = {TEACHER: (run.teacher, run.scores["teacher"])}
+    for teacher, scores in zip(run.committee, run.committee_scores, strict=True):
+        # a committee may hold a teacher twice, as a control
+        scored[f"{TEACHER}:{teacher.name}"] = (teacher, scores)
+    return [
+        {
+            **_row(group, setting, name, scores),
+            "parameters": teacher.num_parameters,
+            "train_seconds": teacher.train_seconds,
+            "peak_mb": peak,
+            "options": json.dumps(teacher.options, sort_keys=True),
+        }
+        for name, (teacher, scores) in scored.items()
+    ]
 
 
 def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
@@ -366,7 +456,7 @@ def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
             group.graph,
             cut,
             group.teacher,
-            bench.teacher_options.get(group.teacher, {}),
+            _teachers_of(bench, group),
             method.name,
             method.model_dump(),
             bench.trials,
@@ -385,9 +475,8 @@ def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
                 seed,
                 unseen=bench.unseen,
             )
-            options = bench.teacher_options.get(group.teacher, {})
-            teacher = fit_teacher(view, group.teacher, seed, cache=TeacherCache(), **options)
-            kept = tune(view, teacher, method, bench.trials, seed)
+            teachers = _fit_teachers(bench, group, view, seed)
+            kept = tune(view, teachers, method, bench.trials, seed)
             _write_text(file, json.dumps(kept.model_dump(mode="json"), sort_keys=True))
     return type(method)(**json.loads(file.read_text()))
 
@@ -442,15 +531,37 @@ def _cell_path(bench: Bench, folder: Path, group: Group, name: str) -> Path:
             method["tuning"] = [bench.trials, bench.tuning_seed]
         if bench.diagnostics:
             method["diagnostics"] = True
-    teacher = teacher_options(
-        group.teacher, group.graph, **bench.teacher_options.get(group.teacher, {})
-    )
+        if bench.probe:
+            method["probe"] = True
+    teachers = _teachers_of(bench, group, complete=True)
     digest = _digest(
-        [group.graph, group.settings, group.seed, name, method, teacher.model_dump(), bench.unseen]
+        [group.graph, group.settings, group.seed, name, method, teachers, bench.unseen]
     )
     plain = group.graph.replace("/", "-").replace(":", "-")
     cut = "whole" if group.settings[0] == "transductive" else "cut"
-    return folder / "cells" / f"{plain}.{cut}.{group.teacher}.{group.seed}.{name}.{digest}.parquet"
+    stem = f"{plain}.{cut}.{group.teacher}.{group.seed}.{name.replace(':', '-')}.{digest}"
+    return folder / "cells" / f"{stem}.parquet"
+
+
+def _teachers_of(bench: Bench, group: Group, *, complete: bool = False) -> Any:
+    """What a digest says of a group's teachers.
+
+    Args:
+        bench: The table.
+        group: The group.
+        complete: With the options of the graph's presets, too.
+    """
+
+    def options(member: Member) -> dict[str, Any]:
+        if not complete:
+            return member.options
+        return teacher_options(member.teacher, group.graph, **member.options).model_dump()
+
+    members = bench.members(group.teacher)
+    # as before there were variants and committees, so that cells computed then are still found
+    if [member.teacher for member in members] == [group.teacher]:
+        return options(members[0])
+    return [[member.name, member.teacher, options(member)] for member in members]
 
 
 def _digest(parts: list[Any]) -> str:

@@ -21,6 +21,9 @@ from scipy.stats import bootstrap, rankdata
 from limbeck.errors import InputError, OptionError, unknown_name
 
 TEACHER = "teacher"
+"""The teacher's own rows; each of a committee has rows ``teacher:NAME``, too."""
+DEGENERATE_BELOW = 0.01
+"""Share of its start below which a loss that trains only its own parameters is degenerate."""
 #: What can be compared: shares of nodes or areas from 0 to 1, higher is better.
 METRICS = {
     "test_accuracy": "test accuracy",
@@ -125,6 +128,8 @@ class Comparison:
         differences: One per cell and method to each reference, by the reference's name.
         standings: One per student, best mean rank first; empty if no cell has every method.
         confidence: Level of the intervals.
+        degenerate: Cells and methods whose loss the frozen-student probe brought to nothing, in the
+            median over the seeds; see :mod:`limbeck.evaluation.probe`.
     """
 
     metric: str
@@ -133,6 +138,7 @@ class Comparison:
     differences: dict[str, tuple[Difference, ...]]
     standings: tuple[Standing, ...]
     confidence: float
+    degenerate: frozenset[tuple[Cell, str]] = frozenset()
 
 
 def compare(
@@ -181,6 +187,7 @@ def compare(
         },
         standings=tuple(standings(runs, metric)),
         confidence=confidence,
+        degenerate=frozenset(_degenerate(runs)),
     )
 
 
@@ -278,7 +285,7 @@ def standings(runs: Runs, metric: str = "test_accuracy") -> list[Standing]:
     """
     figures = _figures(runs, metric)
     methods = _methods(figures)
-    students = [method for method in methods if method != TEACHER]
+    students = [method for method in methods if not is_teacher(method)]
     cells = [cell for cell, by_method in figures.items() if len(by_method) == len(methods)]
     if not cells or not students:
         return []
@@ -352,10 +359,26 @@ def _rows(runs: Runs) -> Iterable[Mapping[str, Any]]:
     return rows
 
 
+def _degenerate(runs: Runs) -> Iterable[tuple[Cell, str]]:
+    """Cells and methods whose median ratio of the frozen-student probe is too small."""
+    ratios: dict[tuple[Cell, str], list[float]] = {}
+    for row in _rows(runs):
+        if row.get("probe_ratio") is not None:
+            cell = Cell(row["graph"], row["setting"], row["teacher"])
+            ratios.setdefault((cell, row["method"]), []).append(row["probe_ratio"])
+    return (key for key, found in ratios.items() if np.median(found) < DEGENERATE_BELOW)
+
+
+def is_teacher(method: str) -> bool:
+    """Whether rows of that name are a teacher's and not a student's."""
+    return method.partition(":")[0] == TEACHER
+
+
 def _methods(figures: _Figures) -> tuple[str, ...]:
     """Teacher, MLP and GLNN first, the others in order of appearance."""
     seen = dict.fromkeys(method for by_method in figures.values() for method in by_method)
-    first = [method for method in (TEACHER, "mlp", "glnn") if method in seen]
+    members = [method for method in seen if is_teacher(method) and method != TEACHER]
+    first = [method for method in (TEACHER, *members, "mlp", "glnn") if method in seen]
     return (*first, *(method for method in seen if method not in first))
 
 

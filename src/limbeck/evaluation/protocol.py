@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from limbeck.errors import OptionError, TeacherError
 from limbeck.evaluation.calibration import fit_temperature
+from limbeck.evaluation.cascade import DeferGoal, fit_cascade, stored_teacher
 from limbeck.evaluation.metrics import accuracy, cut_consistency, score
 from limbeck.evaluation.slices import score_slices
+from limbeck.evaluation.statistics import node_statistics
 from limbeck.export.bundle import export_bundle
 from limbeck.graphs.cache import cache_folder
+from limbeck.graphs.profile import num_neighbors
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View
 from limbeck.methods import Method, make_method
+from limbeck.runtime.cascade import TEACHER_LOGITS
 from limbeck.runtime.predictor import BundledStudent
-from limbeck.students.inputs import NodeInputs, ViewInputs, stack_rows
+from limbeck.students.gnn import full_batch
+from limbeck.students.inputs import NodeInputs, Surroundings, ViewInputs, stack_rows
 from limbeck.teachers.knowledge import Answers, FittedTeacher
 from limbeck.teachers.own import Teacher, TeacherSource, knowledge_from
 from limbeck.training.loop import Checkpoint, History, seeded
@@ -33,6 +39,7 @@ EVAL_BLOCK = 16_384
 
 Scores = dict[str, Any]
 Condition = Literal["observed", "unseen", "isolated"]
+OneTeacher: TypeAlias = FittedTeacher | TeacherSource | torch.nn.Module | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +66,14 @@ class Run:
     Args:
         view: What was observed.
         method: The method with its hyper-parameters.
-        teacher: The teacher, ``None`` for a method without one.
+        teacher: The teacher, ``None`` for a method without one; of several the one with the best
+            accuracy on validation nodes.
         student: The trained student, in eval mode.
         history: How its training went.
         inputs: What the student is given of the view's nodes, in each condition.
         seed: Seed of its weights, dropout and batches.
+        committee: All teachers, in the order given, where there were several.
+        record: What the method shows of its training, by name.
     """
 
     view: View
@@ -73,6 +83,8 @@ class Run:
     history: History
     inputs: ViewInputs
     seed: int
+    committee: tuple[FittedTeacher, ...] = ()
+    record: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def answers(self) -> Answers:
@@ -118,56 +130,66 @@ class Run:
         unseen = self._part(view.test_unseen, "unseen")
         return [_with_share(seen, 1 - view.unseen_share), _with_share(unseen, view.unseen_share)]
 
+    @cached_property
+    def committee_scores(self) -> list[Scores]:
+        """Scores of each teacher where there were several, in the order given.
+
+        Each is what ``scores["teacher"]`` would hold for it, with its ``name`` and ``depth``; one
+        that has no answer for some test node is left out.
+        """
+        found = []
+        for teacher in self.committee:
+            there = replace(self, teacher=teacher).scores["teacher"]
+            if there is not None:
+                found.append({"name": teacher.name, "depth": teacher.knowledge.depth, **there})
+        return found
+
     def in_setting(self, setting: str) -> Run:
         """The same run scored in another setting that shares its cut."""
-        return Run(
-            self.view.with_setting(setting),
-            self.method,
-            self.teacher,
-            self.student,
-            self.history,
-            self.inputs,
-            self.seed,
-        )
+        return replace(self, view=self.view.with_setting(setting))
 
     def save(
         self,
         path: str | os.PathLike[str],
         *,
         latency: Callable[[BundledStudent], Mapping[str, Any]] | None = None,
+        defer: DeferGoal | None = None,
     ) -> Path:
         """Write the bundle, whole or not at all.
+
+        It keeps what the observed nodes are like, for :func:`limbeck.evaluation.audit.audit`.
 
         Args:
             path: The folder to make; a bundle that is already there is replaced.
             latency: What measures the finished student, such as
                 :func:`limbeck.runtime.measure_latency`; ``None`` leaves latency out.
+            defer: For which accuracy or coverage on the validation nodes the student defers what it
+                is not sure of; the teacher's answers are stored for that. ``None`` for never.
 
         Raises:
             OutputError: The folder cannot be written, or holds something else.
         """
         view, info = self.view, self.view.info
         scaling = view.scaling
-        teacher = self.teacher
+        known = view.nodes[: view.num_observed]
+        observed = torch.zeros(len(view.nodes), dtype=torch.bool).index_fill_(0, known, True)
+        fields, arrays = self._statistics()
+        if defer is not None:
+            cascade, teacher_logits = self._cascade(defer)
+            fields, arrays = fields | cascade, arrays | teacher_logits
+        without_bands = self.inputs.observed.bands is not None and self.inputs.unseen.bands is None
         return export_bundle(
             path,
             student=self.student,
             inputs=self._known_inputs(),
-            observed=torch.empty(len(view.nodes), dtype=torch.bool)
-            .index_fill_(0, view.nodes, False)
-            .index_fill_(0, view.nodes[: view.num_observed], True),
-            columns=view.nodes[: view.num_observed],
+            observed=observed,
+            columns=known,
+            banded=observed if without_bands else None,
             graph_info=info,
             method=self.method.name,
             student_name=type(self.student).__name__.lower(),
             hyper_parameters=self.method.model_dump(mode="json"),
-            teacher={}
-            if teacher is None
-            else {
-                "name": teacher.name,
-                "options": teacher.options,
-                "parameters": teacher.num_parameters,
-            },
+            teacher=_taught_by(self.teacher, self.committee),
             setting=view.setting,
             scores=self.scores,
             temperature=self.temperature,
@@ -175,21 +197,57 @@ class Run:
             fingerprint=view.evaluation_fingerprint,
             counts={"edges": int(view.graph.edge_index.shape[1]), "observed": view.num_observed},
             latency=latency,
+            more_fields=fields,
+            more_arrays=arrays,
         )
+
+    def _cascade(self, goal: DeferGoal) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        """When the student defers, and the teacher's answers for the known nodes."""
+        view, val = self.view, self.view.val
+        labels = view.observed.y[val]
+        theirs: Tensor | None = None
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        if self.teacher is not None:
+            answers = self.teacher.answers
+            theirs, unseen = answers.observed[val], answers.unseen
+            if unseen is None:  # it cannot say, or there are none
+                rest = len(view.nodes) - view.num_observed
+                unseen = answers.observed.new_full((rest, view.num_classes), torch.nan)
+            stored = stored_teacher(torch.cat([answers.observed, unseen]), val, labels)
+            arrays[TEACHER_LOGITS] = stored[view.nodes.argsort().numpy()]
+        ours = self.answers.observed[val]
+        entry = fit_cascade(goal, ours, labels, self.temperature, theirs)
+        return {"cascade": asdict(entry)}, arrays
+
+    def _statistics(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        """What the observed nodes are like."""
+        view = self.view
+        x = take_rows(view.graph.x, view.nodes[: view.num_observed])
+        answer = self.answers.observed.argmax(1)
+        entry, arrays = node_statistics(x, num_neighbors(view.observed), answer, view.num_classes)
+        return {"statistics": asdict(entry)}, dict(arrays)
 
     def _known_inputs(self) -> NodeInputs:
         """Raw inputs of all nodes in the graph's own order, unseen ones as they arrive.
 
         Columns of ``neighbors`` are the observed nodes in the view's order, as the student has
-        them.
+        them. ``bands`` are there only if unseen nodes have some. ``graph`` is the graph as it was
+        given, its edges not prepared.
         """
         known, new, order = self.inputs.observed, self.inputs.unseen, self.view.nodes.argsort()
-        position = neighbors = None
+        x = self.view.graph.x
+        position = neighbors = bands = graph = None
         if known.position is not None and new.position is not None:
             position = torch.cat([known.position, new.position])[order]
         if known.neighbors is not None and new.neighbors is not None:
             neighbors = take_rows(stack_rows(known.neighbors, new.neighbors), order)
-        return NodeInputs(self.view.graph.x, position, neighbors)
+        if known.bands is not None:
+            width = known.bands.shape[1]
+            theirs = known.bands.new_zeros(len(new), width) if new.bands is None else new.bands
+            bands = torch.cat([known.bands, theirs])[order]
+        if known.graph is not None:
+            graph = Surroundings(x, self.view.graph.edge_index, torch.arange(len(order)))
+        return NodeInputs(x, position, neighbors, bands, graph)
 
     def _part(self, nodes: Tensor, condition: Condition) -> Part:
         student = _answers_for(self.answers, nodes, condition)
@@ -229,7 +287,7 @@ class Run:
 
 def distill(
     view: View,
-    teacher: FittedTeacher | TeacherSource | torch.nn.Module | Tensor | None = None,
+    teacher: OneTeacher | Sequence[OneTeacher] | None = None,
     method: str | Method = "glnn",
     seed: int = 0,
     *,
@@ -243,7 +301,9 @@ def distill(
         view: What may be seen.
         teacher: From :func:`limbeck.fit_teacher`, :class:`limbeck.Teacher` or
             :func:`limbeck.knowledge_from`; a bare module or logits ``[N, C]`` work too. Methods
-            that learn from labels alone need none, and use it only for comparison.
+            that learn from labels alone need none, and use it only for comparison. Several may
+            be given, of any kinds and depths: a method for several learns from all of them, any
+            other from the one with the best accuracy on validation nodes, ties to the first.
         method: Name of a method, or one with its hyper-parameters.
         seed: Seed of the student's weights, dropout and batches.
         resume: Keep the state of an unfinished run in the cache folder, and go on from it when
@@ -259,22 +319,63 @@ def distill(
         method = make_method(method, view.info.dataset, view.setting, **changes)
     elif changes:
         method = method.replace(**changes)
-    fitted = as_fitted(view, teacher)
-    if fitted is None and method.needs_teacher:
+    given = tuple(teacher) if isinstance(teacher, list | tuple) else (teacher,)
+    teachers = [t for t in (as_fitted(view, one) for one in given) if t is not None]
+    if not teachers and method.needs_teacher:
         raise TeacherError(f"method {method.name!r} learns from a teacher: give one.")
     with seeded(seed):
         distilled = method.distill(
             view,
-            fitted.knowledge if fitted is not None and method.needs_teacher else None,
-            checkpoint=_checkpoint(view, fitted, method, seed) if resume else None,
+            knowledge_for(view, method, teachers),
+            checkpoint=_checkpoint(view, teachers, method, seed) if resume else None,
             progress=method.name if progress else None,
         )
-    return Run(view, method, fitted, distilled.student, distilled.history, distilled.inputs, seed)
+    return Run(
+        view,
+        method,
+        best_validated(view, teachers),
+        distilled.student,
+        distilled.history,
+        distilled.inputs,
+        seed,
+        committee=tuple(teachers) if len(teachers) > 1 else (),
+        record=distilled.record,
+    )
 
 
-def as_fitted(
-    view: View, teacher: FittedTeacher | TeacherSource | torch.nn.Module | Tensor | None
-) -> FittedTeacher | None:
+def knowledge_for(view: View, method: Method, teachers: Sequence[FittedTeacher]) -> Any:
+    """What a method's ``distill`` is handed of some teachers.
+
+    A tuple of what each of them knows for a method for several; else what the one knows that does
+    best on validation nodes, ``None`` for a method that needs no teacher.
+    """
+    if method.several_teachers:
+        return tuple(teacher.knowledge for teacher in teachers)
+    best = best_validated(view, teachers)
+    return None if best is None or not method.needs_teacher else best.knowledge
+
+
+def best_validated(view: View, teachers: Sequence[FittedTeacher]) -> FittedTeacher | None:
+    """The teacher with the best accuracy on validation nodes, the first of those alike."""
+    val, y = view.val, view.observed.y[view.val]
+    return max(teachers, key=lambda t: accuracy(t.knowledge.logits[val], y), default=None)
+
+
+def _taught_by(teacher: FittedTeacher | None, committee: Sequence[FittedTeacher]) -> dict[str, Any]:
+    """What a bundle says of the student's teachers."""
+    if teacher is None:
+        return {}
+    if committee:
+        members = {str(i): _taught_by(each, ()) for i, each in enumerate(committee, start=1)}
+        return {"name": " + ".join(each.name for each in committee), "members": members}
+    return {
+        "name": teacher.name,
+        "options": teacher.options,
+        "parameters": teacher.num_parameters,
+    }
+
+
+def as_fitted(view: View, teacher: OneTeacher | None) -> FittedTeacher | None:
     """Whatever was given as a teacher, asked about the view.
 
     Raises:
@@ -294,12 +395,14 @@ def as_fitted(
     return teacher.fitted(view)
 
 
-def _checkpoint(view: View, teacher: FittedTeacher | None, method: Method, seed: int) -> Checkpoint:
+def _checkpoint(
+    view: View, teachers: Sequence[FittedTeacher], method: Method, seed: int
+) -> Checkpoint:
     """Where the state of this very run is kept: named by all that it depends on."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (view.fingerprint, method.name, method.model_dump_json(), str(seed)):
         digest.update(part.encode())
-    if teacher is not None:
+    for teacher in teachers:
         digest.update(teacher.knowledge.logits.numpy().data)
     key = digest.hexdigest()
     return Checkpoint(cache_folder() / "students" / f"{key}.checkpoint", key)
@@ -307,8 +410,15 @@ def _checkpoint(view: View, teacher: FittedTeacher | None, method: Method, seed:
 
 @torch.no_grad()
 def predict_logits(student: torch.nn.Module, inputs: NodeInputs) -> Tensor:
-    """A student's logits ``[B, C]`` in eval mode, in blocks of nodes."""
+    """A student's logits ``[B, C]`` in eval mode.
+
+    In blocks of nodes, but for a student that reads a graph: each of its passes goes over all of
+    the graph, so there is only one.
+    """
     student.eval()
+    if full_batch(inputs):
+        answers: Tensor = student(inputs)
+        return answers
     blocks = torch.split(torch.arange(len(inputs)), EVAL_BLOCK)
     return torch.cat([student(inputs.take(block)) for block in blocks])
 

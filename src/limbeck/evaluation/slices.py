@@ -42,7 +42,7 @@ def slices(graph: Data, nodes: Tensor) -> dict[str, Tensor]:
         GraphError: If a node is not in the graph.
     """
     _require_nodes(graph, nodes)
-    degree = torch.bucketize(num_neighbors(graph)[nodes], torch.tensor(_DEGREE_STARTS), right=True)
+    degree = degree_bins(num_neighbors(graph)[nodes])
     homophily = local_homophily(graph)[nodes]
     homophily_bin = torch.bucketize(homophily, torch.tensor(_HOMOPHILY_STARTS), right=True)
     homophily_bin[homophily.isnan()] = len(HOMOPHILIES) - 1
@@ -51,6 +51,11 @@ def slices(graph: Data, nodes: Tensor) -> dict[str, Tensor]:
         **_positions("homophily", HOMOPHILIES, homophily_bin),
         **_positions("class", graph.info.class_names, graph.y[nodes]),
     }
+
+
+def degree_bins(degree: Tensor) -> Tensor:
+    """Which of :data:`DEGREES` each number of neighbours falls into, int64 ``[N]``."""
+    return torch.bucketize(degree, torch.tensor(_DEGREE_STARTS), right=True)
 
 
 def score_slices(

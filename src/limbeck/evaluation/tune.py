@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from typing import Any
 
+from limbeck.evaluation.protocol import knowledge_for
 from limbeck.graphs.view import View
 from limbeck.methods import Method
 from limbeck.teachers.knowledge import FittedTeacher
@@ -32,7 +34,11 @@ def candidates(method: Method, trials: int, seed: int = 0) -> list[dict[str, Any
 
 
 def tune(
-    view: View, teacher: FittedTeacher | None, method: Method, trials: int, seed: int = 0
+    view: View,
+    teacher: FittedTeacher | Sequence[FittedTeacher] | None,
+    method: Method,
+    trials: int,
+    seed: int = 0,
 ) -> Method:
     """Train a method with several options and keep those with the best validation accuracy.
 
@@ -40,7 +46,7 @@ def tune(
 
     Args:
         view: What may be seen.
-        teacher: The teacher of the view; ``None`` for a method that needs none.
+        teacher: The teacher of the view, or several; ``None`` for a method that needs none.
         method: The method with the options to start from, which are the first candidate.
         trials: How many candidates are trained, at least 1.
         seed: Draws the candidates and trains each of them.
@@ -48,10 +54,12 @@ def tune(
     Returns:
         The method with the options kept.
     """
+    if teacher is None or isinstance(teacher, FittedTeacher):
+        teacher = () if teacher is None else (teacher,)
+    knowledge = knowledge_for(view, method, teacher)
     best, best_score = method, float("-inf")
     for changes in candidates(method, trials, seed) if trials > 1 else []:
         candidate = method.replace(**changes)
-        knowledge = None if teacher is None or not method.needs_teacher else teacher.knowledge
         with seeded(seed):
             score = candidate.distill(view, knowledge).history.best_score
         logger.info("%s %s: validation accuracy %.4f", method.name, changes or "as given", score)

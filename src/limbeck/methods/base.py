@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
@@ -16,7 +16,7 @@ from limbeck.graphs.view import View
 from limbeck.students.inputs import InputSpec, NodeInputs, ViewInputs
 from limbeck.students.mlp import MLP, Norm
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.loop import Checkpoint, History, fit
+from limbeck.training.loop import Beside, Checkpoint, History, fit
 from limbeck.training.options import Options, preset
 
 PRESETS = Path(__file__).with_name("presets.yaml")
@@ -45,11 +45,13 @@ class Distilled:
         student: The trained student, in eval mode.
         history: How training went.
         inputs: What the student was given of each node, and is given in each condition.
+        record: What a method shows of its training, by name; of observed nodes, in their order.
     """
 
     student: torch.nn.Module
     history: History
     inputs: ViewInputs
+    record: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Method(Options, ABC):
@@ -74,6 +76,8 @@ class Method(Options, ABC):
     title: ClassVar[str]
     paper: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
+    several_teachers: ClassVar[bool] = False
+    """Whether ``distill`` takes a tuple of what several teachers say."""
 
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "lr": (0.001, 0.003, 0.005, 0.01),
@@ -136,6 +140,8 @@ class Method(Options, ABC):
         validate: Callable[[], float],
         *,
         warm_up: int = 0,
+        beside: Beside | None = None,
+        note: Callable[[], dict[str, Any] | None] | None = None,
         checkpoint: Checkpoint | None = None,
         progress: str | None = None,
     ) -> History:
@@ -146,6 +152,8 @@ class Method(Options, ABC):
             losses: Yields the losses of an epoch.
             validate: Score to be maximised.
             warm_up: Epochs before those that ``max_epochs`` counts.
+            beside: What is trained by the same losses and thrown away.
+            note: Asked after each epoch for what the history shall hold of it.
             checkpoint: Where to keep the state of an unfinished run.
             progress: Label of the progress bar on stderr; ``None`` shows none.
         """
@@ -158,6 +166,8 @@ class Method(Options, ABC):
             max_epochs=warm_up + self.max_epochs,
             patience=self.patience,
             warm_up=warm_up,
+            beside=beside,
+            note=note,
             checkpoint=checkpoint,
             progress=progress,
         )

@@ -5,7 +5,7 @@ Positions as inputs, the teacher's similarities, and adversarial features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -170,11 +170,16 @@ def adversarial_inputs(
         precision = torch.autocast(clean[0].device.type, dtype)
     for _ in range(steps):
         with precision:
-            value = loss(NodeInputs(*moved))
+            value = loss(_inputs_of_parts(moved))
         gradients = torch.autograd.grad(value, moved)
         with torch.no_grad():
             # in place: these matrices are the largest of a step, and passes over them its cost
             for part, (low, high), gradient in zip(moved, bounds, gradients, strict=True):
                 part.add_(gradient.sign_(), alpha=epsilon / 4)
                 torch.clamp(part, min=low, max=high, out=part)
-    return NodeInputs(*(part.detach() for part in moved))
+    return _inputs_of_parts([part.detach() for part in moved])
+
+
+def _inputs_of_parts(parts: Sequence[Tensor]) -> NodeInputs:
+    """Features and, where there are two parts, positions behind them."""
+    return NodeInputs(parts[0], parts[1] if len(parts) > 1 else None)

@@ -11,13 +11,18 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.evaluation.compare import METRICS, TEACHER, Cell, Comparison, Difference, Summary
+from limbeck.evaluation.compare import METRICS, Cell, Comparison, Difference, Summary, is_teacher
 
 SELECTION_RULE = (
     "checkpoint of best validation accuracy on the observed graph, ties to the later epoch; "
     "test nodes scored once"
 )
 _NOTHING = "–"
+_MARK = " †"
+_DEGENERATE = (
+    "† degenerate: what is trained beside the student brings this loss below 1 % of its start "
+    "while the student stays as it is (limbeck probe)."
+)
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -112,15 +117,22 @@ def _means(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         alike = len(counts) == 1
         seeds = str(max(counts)) if alike else f"{min(counts)} to {max(counts)}"
         rows.append(
-            [*_names(cell, cells), seeds, *(_mean(summary, alike=alike) for summary in here)]
+            [
+                *_names(cell, cells),
+                seeds,
+                *(
+                    _mean(summary, alike=alike, marked=(cell, method) in comparison.degenerate)
+                    for method, summary in zip(comparison.methods, here, strict=True)
+                ),
+            ]
         )
     return [*_name_header(cells), "seeds", *comparison.methods], rows
 
 
-def _mean(summary: Summary | None, *, alike: bool) -> str:
+def _mean(summary: Summary | None, *, alike: bool, marked: bool) -> str:
     if summary is None:
         return _NOTHING
-    text = f"{100 * summary.mean:.2f} ± {100 * summary.std:.2f}"
+    text = f"{100 * summary.mean:.2f} ± {100 * summary.std:.2f}{_MARK if marked else ''}"
     return text if alike else f"{text} (n={summary.num_seeds})"
 
 
@@ -177,7 +189,7 @@ def _best(comparison: Comparison) -> dict[Cell, list[str]]:
         means = {
             summary.method: summary.mean
             for summary in comparison.summaries
-            if summary.cell == cell and summary.method != TEACHER
+            if summary.cell == cell and not is_teacher(summary.method)
         }
         best[cell] = [method for method, mean in means.items() if mean == max(means.values())]
     return best
@@ -194,6 +206,7 @@ def _notes(comparison: Comparison) -> list[str]:
     return [
         f"Mean ± population standard deviation over {seeds}; bold: best student.",
         f"Selection: {SELECTION_RULE}.",
+        *([_DEGENERATE] if comparison.degenerate else []),
     ]
 
 

@@ -13,6 +13,8 @@ from limbeck.graphs.sparse import is_csr, linear, with_values
 from limbeck.students.inputs import InputSpec, NodeInputs
 
 Norm = Literal["none", "batch", "layer"]
+Exposed = Literal["activation", "pre-activation"]
+"""Which hidden states ``layers`` names: those behind an activation, or those in front of it."""
 
 
 def make_norm(norm: Norm, channels: int) -> torch.nn.Module:
@@ -86,6 +88,8 @@ class MLP(torch.nn.Module):
         input_dropout: Probability of dropping an input feature.
         position_channels: Width ``d`` of the positional encoding that stands behind the features,
             0 for none.
+        exposed: Whether :meth:`layers` gives hidden states behind their ReLU (``"activation"``) or
+            in front of it, behind the norm (``"pre-activation"``).
 
     Shapes:
         - **inputs:** ``x`` ``[B, F]``, dense or ``torch.sparse_csr``; ``position`` ``[B, d]``
@@ -102,8 +106,10 @@ class MLP(torch.nn.Module):
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         position_channels: int = 0,
+        exposed: Exposed = "activation",
     ) -> None:
         super().__init__()
+        self.exposed: Exposed = exposed
         self.in_channels = in_channels
         self.position_channels = position_channels
         self.out_channels = out_channels
@@ -149,7 +155,9 @@ class MLP(torch.nn.Module):
 
     def activate(self, h: Tensor, layer: int) -> Tensor:
         """Norm, ReLU and dropout behind hidden layer ``layer``."""
-        h = F.relu(self.norms[layer](h))
+        return self._drop(F.relu(self.norms[layer](h)))
+
+    def _drop(self, h: Tensor) -> Tensor:
         return dropout(h, self.dropout) if self.training and self.dropout > 0 else h
 
     def forward(self, inputs: NodeInputs) -> Tensor:
@@ -162,6 +170,21 @@ class MLP(torch.nn.Module):
         """Logits ``[B, C]`` from the last hidden layer ``[B, H]`` before its norm and ReLU."""
         logits: Tensor = self.lins[-1](self.activate(hidden, len(self.lins) - 2))
         return logits
+
+    def layers(self, inputs: NodeInputs) -> dict[str, Tensor]:
+        """Outputs of all layers for the nodes, each ``[B, .]``, from one pass.
+
+        ``"hidden1"``, ``"hidden2"``, ..., before dropout, then ``"logits"``.
+        """
+        outputs: dict[str, Tensor] = {}
+        h = self.first(inputs)
+        for i, lin in enumerate(self.lins[1:]):
+            before = self.norms[i](h)
+            after = F.relu(before)
+            outputs[f"hidden{i + 1}"] = after if self.exposed == "activation" else before
+            h = lin(self._drop(after))
+        outputs["logits"] = h
+        return outputs
 
     def __repr__(self) -> str:
         return (

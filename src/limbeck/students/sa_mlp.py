@@ -17,7 +17,7 @@ from limbeck.graphs.sparse import is_csr, take_rows, with_values
 from limbeck.graphs.view import Scaling
 from limbeck.students.inputs import InputSpec, NodeInputs
 from limbeck.students.mlp import Norm, input_dropout, make_norm
-from limbeck.students.structure_tables import StructureTable, entry_rows
+from limbeck.students.structure_tables import StructureTable, entry_rows, neighbors_of
 
 AdjNorm = Literal["none", "row", "sqrt-degree"]
 Order = Literal["sa-mlp", "glnn"]
@@ -223,8 +223,22 @@ class Head(torch.nn.Module):
 
     def decode(self, z_a: Tensor, z_x: Tensor) -> Streams:
         """The two streams' answers from their parts, ``[B, h]`` each."""
-        h_a = F.relu(F.dropout(self.structure_norm(z_a), self.dropout, self.training))
-        h_x = F.relu(F.dropout(self.feature_norm(z_x), self.dropout, self.training))
+        return self._answer(self.structure_norm(z_a), self.feature_norm(z_x))
+
+    def layers(self, z_a: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """``"hidden1"``, both parts as the gate reads them ``[B, 2h]``, and ``"logits"``.
+
+        Args:
+            z_a: Structure parts ``[B, h]``.
+            x: Scaled features ``[B, F]``.
+        """
+        z_a, z_x = self.structure_norm(z_a), self.feature_norm(self.encode(x))
+        hidden = F.relu(torch.cat([z_a, z_x], dim=1))
+        return {"hidden1": hidden, "logits": self._answer(z_a, z_x).logits}
+
+    def _answer(self, z_a: Tensor, z_x: Tensor) -> Streams:
+        h_a = F.relu(F.dropout(z_a, self.dropout, self.training))
+        h_x = F.relu(F.dropout(z_x, self.dropout, self.training))
         gate = torch.sigmoid(self.gate(torch.cat([h_a, h_x], dim=1)))
         return Streams(gate, self.structure_decoder(h_a), self.feature_decoder(h_x))
 
@@ -371,9 +385,31 @@ class SAMLP(torch.nn.Module):
         Raises:
             OptionError: The inputs have no ``neighbors``.
         """
-        neighbors = _neighbors_of(inputs)
+        neighbors = neighbors_of(inputs, "SA-MLP")
         z_a, degree = self.structure_part(neighbors), self.table.degree(neighbors)
         return self._streams(self.read(inputs.x), z_a, degree)
+
+    def layers(self, inputs: NodeInputs) -> dict[str, Tensor]:
+        """The hidden layer that both streams share and the logits, from one pass.
+
+        ``"hidden1"`` ``[B, 2h]``: the structure's part and the features' part side by side, behind
+        norm and ReLU and before dropout, as the gate reads them; ``"logits"`` ``[B, C]``.
+
+        Raises:
+            OptionError: The inputs have no ``neighbors``.
+        """
+        neighbors = neighbors_of(inputs, "SA-MLP")
+        z_a, degree = self.structure_part(neighbors), self.table.degree(neighbors)
+        x = self.read(inputs.x)
+        if not self.routed:
+            return self.head.layers(z_a, x)
+        z_a = self._blended(x, z_a, degree)
+        outputs = self.head.layers(z_a, x)
+        if self.lone_head is None:
+            return outputs
+        alone = (degree == 0).nonzero().flatten()
+        theirs = self.lone_head.layers(z_a[alone], take_rows(x, alone))
+        return {name: all_.index_copy(0, alone, theirs[name]) for name, all_ in outputs.items()}
 
     # what a server calls: the structure part of a known node is kept, and follows its edges
 
@@ -440,7 +476,7 @@ class SAMLP(torch.nn.Module):
         Raises:
             OptionError: The inputs have no ``neighbors``.
         """
-        neighbors = _neighbors_of(inputs)
+        neighbors = neighbors_of(inputs, "SA-MLP")
         x = self.read(inputs.x)
         z_a, degree = self.structure_part(neighbors), self.table.degree(neighbors)
         streams = self._streams(x, z_a, degree)
@@ -516,15 +552,6 @@ class SAMLP(torch.nn.Module):
             f"{type(self).__name__}({self.in_channels}, {self.out_channels}, "
             f"table={type(self.table).__name__}({self.table.num_columns}), routed={self.routed})"
         )
-
-
-def _neighbors_of(inputs: NodeInputs) -> Tensor:
-    if inputs.neighbors is None:
-        raise OptionError(
-            "SA-MLP reads the neighbours of a node, and the inputs have none: give a row for each "
-            "node, empty where it has no edges."
-        )
-    return inputs.neighbors
 
 
 def _centred(logits: Tensor) -> Tensor:

@@ -9,10 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.errors import OptionError
 from limbeck.graphs.sparse import csr_tensor, is_csr, take_rows
+from limbeck.students.inputs import NodeInputs
 
 HASH_PRIME = 2**31 - 1
 """Columns are hashed modulo this prime, so there can be as many."""
+
+ADAGRAD_EPSILON = 1e-10
+"""As in :class:`torch.optim.Adagrad`."""
 
 
 class StructureTable(torch.nn.Module, ABC):
@@ -71,24 +76,82 @@ class StructureTable(torch.nn.Module, ABC):
 
 
 class FullTable(StructureTable):
-    """A row of its own for every known node, ``N`` times ``h`` in one contiguous block."""
+    r"""A row of its own for every known node, ``N`` times ``h`` in one contiguous block.
 
-    def __init__(self, num_columns: int, channels: int, init_std: float | None = None) -> None:
+    With ``row_lr`` the table takes its own steps, which cost what the rows that a batch names cost
+    and not what the table does: each backward pass gives a sparse gradient, and row-wise Adagrad
+    moves those rows at once,
+
+    .. math::
+        \mathbf{g}_j \leftarrow \mathbf{g}_j + \gamma \mathbf{W}_A[j], \qquad
+        s_j \leftarrow s_j + \tfrac{1}{h} \lVert \mathbf{g}_j \rVert^2, \qquad
+        \mathbf{W}_A[j] \leftarrow \mathbf{W}_A[j]
+        - \frac{\eta}{\sqrt{s_j} + \epsilon} \, \mathbf{g}_j
+
+    (`"Adaptive Subgradient Methods" <https://jmlr.org/papers/v12/duchi11a.html>`_ with one
+    accumulator per row instead of ``h``). Its state is a number per row, where dense Adam keeps a
+    gradient and two moments of the table's own size; the optimiser of the rest finds no gradient
+    here and leaves the table alone.
+
+    Args:
+        num_columns: Number of known nodes ``N``.
+        channels: Width ``h`` of a row.
+        init_std: As for :class:`StructureTable`.
+        row_lr: Learning rate :math:`\eta` of row-wise Adagrad; ``None`` for a dense gradient that
+            some optimiser reads.
+        row_decay: Weight decay :math:`\gamma`, of the rows that a batch names only.
+    """
+
+    def __init__(
+        self,
+        num_columns: int,
+        channels: int,
+        init_std: float | None = None,
+        *,
+        row_lr: float | None = None,
+        row_decay: float = 0.0,
+    ) -> None:
         super().__init__(num_columns, channels, init_std)
+        self.row_lr = row_lr
+        self.row_decay = row_decay
         self.weight = torch.nn.Parameter(torch.empty(num_columns, channels))
+        self.row_state: Tensor | None
+        # a buffer, so that a checkpoint holds it
+        self.register_buffer("row_state", None if row_lr is None else torch.zeros(num_columns))
+        if row_lr is not None:
+            self.weight.register_post_accumulate_grad_hook(self._step)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Put the rows back to a fresh start."""
         torch.nn.init.uniform_(self.weight, -self.bound, self.bound)
+        if self.row_state is not None:
+            self.row_state.zero_()
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows ``[n, h]`` of the columns ``ids`` (int64 ``[n]``)."""
-        return self.weight[ids]
+        return F.embedding(ids, self.weight, sparse=self.row_lr is not None)
 
     def bag(self, neighbors: Tensor) -> Tensor:
         """Sum of the neighbours' rows, ``[B, h]``, read from the table in place."""
-        return _bag(self.weight, neighbors.col_indices(), neighbors)
+        sparse = self.row_lr is not None
+        return _bag(self.weight, neighbors.col_indices(), neighbors, sparse=sparse)
+
+    @torch.no_grad()
+    def _step(self, weight: Tensor) -> None:
+        """Move the rows that have a gradient, and forget it."""
+        assert weight.grad is not None
+        assert self.row_state is not None
+        assert self.row_lr is not None
+        gradient = weight.grad.coalesce()
+        weight.grad = None
+        ids, rows = gradient.indices()[0], gradient.values()
+        if self.row_decay > 0:
+            rows.add_(weight[ids], alpha=self.row_decay)
+        state = self.row_state[ids] + rows.square().mean(1)
+        self.row_state[ids] = state
+        rows.mul_((-self.row_lr / (state.sqrt() + ADAGRAD_EPSILON)).unsqueeze(1))
+        weight.index_add_(0, ids, rows)
 
 
 class LandmarkTable(StructureTable):
@@ -246,18 +309,37 @@ def most_named(neighbors: Tensor, count: int) -> Tensor:
     return named.argsort(descending=True, stable=True)[:count]
 
 
+def neighbors_of(inputs: NodeInputs, reader: str) -> Tensor:
+    """The neighbours of some nodes, CSR ``[B, N]``.
+
+    Args:
+        inputs: What a student is given of the nodes.
+        reader: What to call that student in messages.
+
+    Raises:
+        OptionError: The inputs have no ``neighbors``.
+    """
+    if inputs.neighbors is None:
+        raise OptionError(
+            f"{reader} reads the neighbours of a node, and the inputs have none: give a row for "
+            "each node, empty where it has no edges."
+        )
+    return inputs.neighbors
+
+
 def entry_rows(neighbors: Tensor) -> Tensor:
     """The row of each entry of a CSR matrix, int64 ``[entries]``."""
     return torch.repeat_interleave(torch.arange(len(neighbors)), neighbors.crow_indices().diff())
 
 
-def _bag(table: Tensor, ids: Tensor, neighbors: Tensor) -> Tensor:
+def _bag(table: Tensor, ids: Tensor, neighbors: Tensor, *, sparse: bool = False) -> Tensor:
     """Weighted sums ``[B, h]`` of a table's rows ``ids``, one for each entry of ``neighbors``."""
     return F.embedding_bag(
         ids,
         table,
         neighbors.crow_indices(),
         mode="sum",
+        sparse=sparse,
         per_sample_weights=neighbors.values(),
         include_last_offset=True,
     )

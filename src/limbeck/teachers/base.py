@@ -11,10 +11,31 @@ from torch import Tensor
 
 from limbeck.graphs.sparse import is_csr
 from limbeck.graphs.view import View
+from limbeck.students.mlp import Exposed
 from limbeck.training.options import Options
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+ExposedState = Annotated[Exposed, Field(exclude_if=lambda exposed: exposed == "activation")]
+"""Which hidden states a teacher shows.
+
+Written down only where it is not the usual one, so that teachers stored before there was a choice
+keep their name.
+"""
+
+
+def reset(*modules: torch.nn.Module) -> None:
+    """Put modules back to a fresh start, those of a list one by one."""
+    for module in modules:
+        if isinstance(module, torch.nn.ModuleList):
+            reset(*module)
+        elif callable(back := getattr(module, "reset_parameters", None)):
+            back()
+
+
+def exposed_state(before: Tensor, after: Tensor, exposed: Exposed) -> Tensor:
+    """A hidden state as ``layers`` names it: in front of its activation, or behind it."""
+    return after if exposed == "activation" else before
 
 
 class GNN(torch.nn.Module, ABC):
@@ -69,6 +90,10 @@ class TeacherOptions(Options, ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     paper: ClassVar[str]
+
+    def penalty(self, module: GNN) -> Tensor:
+        """What training adds to the loss of each step, beside ``weight_decay``: nothing here."""
+        return torch.zeros(())
 
     @abstractmethod
     def build(self, view: View) -> GNN:

@@ -7,13 +7,14 @@ import json
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 
-from limbeck.errors import OutputError
+from limbeck.errors import OptionError, OutputError
 from limbeck.graphs.cache import cache_folder
 from limbeck.teachers.knowledge import Answers, Knowledge
 
@@ -35,14 +36,17 @@ class TeacherCache:
 
     Args:
         folder: Where the files are; made when first needed.
+        half_layers: Store hidden layers as float16, for deep teachers of large graphs. They are
+            float32 again when they are read, rounded, whether or not they were just stored.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, half_layers: bool = False) -> None:
         self.folder = (folder or cache_folder()) / "teachers"
+        self.half_layers = half_layers
 
     def path(self, key: str) -> Path:
         """File of a key."""
-        return self.folder / f"{key}.pt"
+        return self.folder / (f"{key}.half.pt" if self.half_layers else f"{key}.pt")
 
     def lock(self, key: str) -> FileLock:
         """Lock under which a key is trained, so that two processes do not train it twice."""
@@ -67,6 +71,8 @@ class TeacherCache:
             zipfile.BadZipFile,
         ):
             return None
+        hidden = record["knowledge"]["hidden"]
+        record["knowledge"]["hidden"] = {name: h.to(torch.float32) for name, h in hidden.items()}
         return record
 
     def save(
@@ -77,7 +83,21 @@ class TeacherCache:
         state: dict[str, torch.Tensor],
         train_seconds: float,
     ) -> None:
-        """Store a trained teacher, whole or not at all."""
+        """Store a trained teacher, whole or not at all.
+
+        Raises:
+            OutputError: The folder cannot be written.
+            OptionError: A layer does not fit into float16, where ``half_layers`` asks for that.
+        """
+        if self.half_layers:
+            halves = {name: h.to(torch.float16) for name, h in knowledge.hidden.items()}
+            for name, half in halves.items():
+                if not bool(torch.isfinite(half).all()):
+                    raise OptionError(
+                        f"layer {name!r} of teacher {knowledge.name!r} goes beyond float16: "
+                        "leave half_layers out."
+                    )
+            knowledge = replace(knowledge, hidden=halves)
         record = {
             "knowledge": _shallow(knowledge),
             "answers": _shallow(answers),

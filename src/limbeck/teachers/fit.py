@@ -114,12 +114,13 @@ def train(
     def losses(epoch: int) -> Iterator[Tensor]:
         if not options.fan_out:
             logits = module(graph.x, adj)
-            yield F.cross_entropy(logits[view.train], graph.y[view.train])
+            loss = F.cross_entropy(logits[view.train], graph.y[view.train])
+            yield loss + options.penalty(module)
             return
         for nodes in batches(view.train, options.batch_size):
             drawn = sampler.sample(nodes)
             logits = module(take_rows(graph.x, drawn.n_id), drawn.edge_index)
-            yield F.cross_entropy(logits[: len(nodes)], graph.y[nodes])
+            yield F.cross_entropy(logits[: len(nodes)], graph.y[nodes]) + options.penalty(module)
 
     def validate() -> float:
         predicted = module(graph.x, adj)[view.val].argmax(1)

@@ -12,8 +12,15 @@ from torch_geometric.nn import GCNConv
 
 from limbeck.graphs.adjacency import symmetric_adjacency
 from limbeck.graphs.view import View
-from limbeck.students.mlp import Norm, input_dropout, make_norm
-from limbeck.teachers.base import GNN, Probability, TeacherOptions
+from limbeck.students.mlp import Exposed, Norm, input_dropout, make_norm
+from limbeck.teachers.base import (
+    GNN,
+    ExposedState,
+    Probability,
+    TeacherOptions,
+    exposed_state,
+    reset,
+)
 
 
 class GCN(GNN):
@@ -34,6 +41,8 @@ class GCN(GNN):
         norm: ``"none"``, ``"batch"`` or ``"layer"``, before each ReLU.
         dropout: Probability of dropping a hidden unit.
         input_dropout: Probability of dropping a feature.
+        exposed: Whether :meth:`layers` gives hidden states behind their ReLU (``"activation"``)
+            or in front of it (``"pre-activation"``).
     """
 
     def __init__(
@@ -45,8 +54,13 @@ class GCN(GNN):
         norm: Norm = "none",
         dropout: float = 0.0,
         input_dropout: float = 0.0,
+        *,
+        exposed: Exposed = "activation",
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.exposed: Exposed = exposed
         self.dropout = dropout
         self.input_dropout = input_dropout
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
@@ -55,12 +69,16 @@ class GCN(GNN):
         )
         self.norms = torch.nn.ModuleList(make_norm(norm, width) for width in widths[1:-1])
 
+    def reset_parameters(self) -> None:
+        """Put every layer back to a fresh start."""
+        reset(self.convs, self.norms)
+
     def normalize(self, edge_index: Tensor, num_nodes: int) -> Tensor:
         """The symmetric normalisation with self-loops."""
         return symmetric_adjacency(edge_index, num_nodes)
 
     def layers(self, x: Tensor, adj: Tensor) -> dict[str, Tensor]:
-        """Outputs of all layers; hidden ones after ReLU, before dropout."""
+        """Outputs of all layers; hidden ones before dropout, and after ReLU unless told else."""
         outputs: dict[str, Tensor] = {}
         h = input_dropout(x, self.input_dropout, self.training)
         for i, conv in enumerate(self.convs):
@@ -68,7 +86,9 @@ class GCN(GNN):
             if i == len(self.convs) - 1:
                 outputs["logits"] = h
             else:
-                outputs[f"hidden{i + 1}"] = h = F.relu(self.norms[i](h))
+                before = self.norms[i](h)
+                h = F.relu(before)
+                outputs[f"hidden{i + 1}"] = exposed_state(before, h, self.exposed)
                 h = F.dropout(h, self.dropout, self.training)
         return outputs
 
@@ -79,6 +99,8 @@ class GCNOptions(TeacherOptions):
     Args:
         norm: ``"none"``, ``"batch"`` or ``"layer"``.
         input_dropout: Probability of dropping a feature in training.
+        exposed: Which hidden states methods may learn from: those behind an ``"activation"``, or
+            those in front of it (``"pre-activation"``).
     """
 
     name: ClassVar[str] = "gcn"
@@ -86,6 +108,7 @@ class GCNOptions(TeacherOptions):
     paper: ClassVar[str] = "https://arxiv.org/abs/1609.02907"
     norm: Norm = "none"
     input_dropout: Probability = 0.0
+    exposed: ExposedState = "activation"
 
     def build(self, view: View) -> GCN:
         """A fresh network for the view."""
@@ -97,4 +120,5 @@ class GCNOptions(TeacherOptions):
             self.norm,
             self.dropout,
             self.input_dropout,
+            exposed=self.exposed,
         )

@@ -122,17 +122,8 @@ class LogitsTeacher:
         Raises:
             TeacherError: Wrong shape, NaN for an observed node, or ids that do not match.
         """
-        logits, classes, total = self.logits, view.num_classes, len(view.nodes)
-        if logits.ndim != 2 or tuple(logits.shape) != (total, classes):
-            raise TeacherError(
-                f"{self.where}: logits have the shape {tuple(logits.shape)}, but the graph asks "
-                f"for {(total, classes)}: one row per node and one column per class."
-            )
-        if self.columns is not None:
-            logits = logits[:, self._column_order(view.info.class_names)]
-        if self.ids is not None:
-            logits = logits[self._row_order(view.info.node_ids)]
-        logits = logits[view.nodes]
+        classes = view.num_classes
+        logits = self.in_order(view.info.node_ids, view.info.class_names)[view.nodes]
         observed = check_logits(logits[: view.num_observed], view.num_observed, classes, self.where)
         unseen = logits[view.num_observed :].to(torch.float32)
         complete = view.has_unseen and bool(torch.isfinite(unseen).all())
@@ -141,6 +132,26 @@ class LogitsTeacher:
             Knowledge(observed, name=self.name),
             Answers(observed, unseen.contiguous() if complete else None),
         )
+
+    def in_order(self, node_ids: np.ndarray[Any, Any], class_names: tuple[str, ...]) -> Tensor:
+        """The logits ``[N, C]`` of these nodes and classes, in their order.
+
+        Args:
+            node_ids: The nodes' own ids, ``[N]``, all of the graph's and in its order.
+            class_names: Names of the classes.
+
+        Raises:
+            TeacherError: Wrong shape, or ids that do not match.
+        """
+        logits, wanted = self.logits, (len(node_ids), len(class_names))
+        if logits.ndim != 2 or tuple(logits.shape) != wanted:
+            raise TeacherError(
+                f"{self.where}: logits have the shape {tuple(logits.shape)}, but the graph asks "
+                f"for {wanted}: one row per node and one column per class."
+            )
+        if self.columns is not None:
+            logits = logits[:, self._column_order(class_names)]
+        return logits if self.ids is None else logits[self._row_order(node_ids)]
 
     def _column_order(self, class_names: tuple[str, ...]) -> list[int]:
         assert self.columns is not None

@@ -24,8 +24,9 @@ def check_method(method: Method) -> None:
     """Run the battery over a method, on small graphs.
 
     Determinism for a seed, other weights for another; no leakage of test labels or of unseen
-    nodes; every setting; dense and sparse features; isolated nodes and a graph without edges among
-    the observed; the student's own battery; an unknown option is rejected.
+    nodes, neither into the weights nor into the answers for observed nodes; every setting; dense
+    and sparse features; isolated nodes and a graph without edges among the observed; the student's
+    own battery; an unknown option is rejected.
 
     Args:
         method: The method with its hyper-parameters; a small network and few epochs will do.
@@ -70,6 +71,10 @@ def _check_run(run: Run) -> None:
         assert part.neighbors is None or part.neighbors.shape[1] == run.view.num_observed, (
             "neighbours are not those of the observed graph"
         )
+    graph = run.inputs.observed.graph
+    assert graph is None or len(graph.x) == run.view.num_observed, (
+        "the graph around observed nodes is not the observed graph"
+    )
     if run.view.has_unseen:
         for setting in ("inductive", "production", "cold-start"):
             accuracy = run.in_setting(setting).scores["student"]["test_accuracy"]
@@ -90,9 +95,10 @@ def _check_leakage(method: Method, graph: Data, setting: str, run: Run) -> None:
         "test labels change the student"
     )
     if view.has_unseen:
-        changed = with_noise_on_unseen(graph, view)
-        assert same_weights(run, _distill(method, changed, setting)), (
-            "features or edges of unseen nodes change the student"
+        there = _distill(method, with_noise_on_unseen(graph, view), setting)
+        assert same_weights(run, there), "features or edges of unseen nodes change the student"
+        assert torch.equal(run.answers.observed, there.answers.observed), (
+            "features or edges of unseen nodes change the answers for observed ones"
         )
 
 
@@ -149,8 +155,12 @@ def _without_edges(graph: Data) -> Data:
 
 
 def _distill(method: Method, graph: Data, setting: str, seed: int = 0) -> Run:
-    """Distil a network with random weights, so that the battery needs no trained teacher."""
+    """Distil networks with random weights, so that the battery needs no trained teacher.
+
+    A method for several teachers gets two of different depths.
+    """
     view = make_view(graph, setting, 0)
+    depths = (2, 3) if method.several_teachers else (2,)
     with seeded(7):
-        teacher = SAGE(view.num_features, 8, view.num_classes)
-    return distill(view, Teacher(teacher), method, seed)
+        networks = [SAGE(view.num_features, 8, view.num_classes, depth) for depth in depths]
+    return distill(view, [Teacher(network) for network in networks], method, seed)

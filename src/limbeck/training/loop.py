@@ -31,6 +31,7 @@ class History:
         best_epoch: Epoch whose weights were kept, −1 before the first.
         best_score: Its validation score.
         seconds: Time spent, over all resumptions.
+        notes: What a method wrote down about some of its epochs, numbers by name.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -38,6 +39,22 @@ class History:
     best_epoch: int = -1
     best_score: float = float("-inf")
     seconds: float = 0.0
+    notes: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """A module that is trained beside another one, and is no part of what is kept.
+
+    Args:
+        module: The module; it has parameters, and shares none with the one beside it.
+        lr: Learning rate of its parameters; their weights do not decay.
+        max_norm: Largest Euclidean norm of their gradient, which is scaled down to it.
+    """
+
+    module: torch.nn.Module
+    lr: float
+    max_norm: float
 
 
 @dataclass(frozen=True)
@@ -97,6 +114,8 @@ def fit(
     max_epochs: int,
     patience: int,
     warm_up: int = 0,
+    beside: Beside | None = None,
+    note: Callable[[], dict[str, Any] | None] | None = None,
     checkpoint: Checkpoint | None = None,
     progress: str | None = None,
 ) -> History:
@@ -120,6 +139,9 @@ def fit(
         warm_up: First epochs whose scores are noted but neither kept as the best nor counted
             against ``patience``: for a method whose module is not yet the student that it will
             be. They are part of ``max_epochs``, which must be larger.
+        beside: What is trained by the same losses, too, in a group of its own. It neither decides
+            which epoch is kept nor goes back to that epoch.
+        note: Asked after each epoch's steps for what :attr:`History.notes` shall hold of it.
         checkpoint: Where to keep the state of an unfinished run.
         progress: Label of the progress bar on stderr; ``None`` shows none.
 
@@ -127,11 +149,16 @@ def fit(
         The history. ``module`` is in eval mode.
     """
     optimizer = torch.optim.Adam(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    if beside is not None:
+        group = {"params": beside.module.parameters(), "lr": beside.lr, "weight_decay": 0.0}
+        optimizer.add_param_group(group)
     history = History()
     best = copy.deepcopy(module.state_dict())
     first_epoch = 0
     if checkpoint is not None and (state := _load(checkpoint)) is not None:
         module.load_state_dict(state["module"])
+        if beside is not None:
+            beside.module.load_state_dict(state["beside"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         history, best, first_epoch = History(**state["history"]), state["best"], state["epoch"] + 1
@@ -148,7 +175,9 @@ def fit(
     for epoch in bar:
         if epoch - max(history.best_epoch, warm_up - 1) > patience:
             break
-        history.loss.append(_train_epoch(module, optimizer, losses(epoch)))
+        history.loss.append(_train_epoch(module, optimizer, losses(epoch), beside))
+        if note is not None and (noted := note()) is not None:
+            history.notes.append(noted)
         history.val_score.append(_score(module, validate))
         if epoch >= warm_up and history.val_score[-1] >= history.best_score:
             history.best_score, history.best_epoch = history.val_score[-1], epoch
@@ -157,7 +186,7 @@ def fit(
         now = time.monotonic()
         history.seconds = spent_before + now - started
         if checkpoint is not None and now - last_write >= checkpoint.every_seconds:
-            _save(checkpoint, module, optimizer, history, best, epoch)
+            _save(checkpoint, module, beside, optimizer, history, best, epoch)
             last_write = now
     bar.close()
     module.load_state_dict(best)
@@ -169,13 +198,20 @@ def fit(
 
 
 def _train_epoch(
-    module: torch.nn.Module, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Iterable[Tensor],
+    beside: Beside | None,
 ) -> float:
     module.train()
+    if beside is not None:
+        beside.module.train()
     total, steps = torch.zeros(()), 0
     for loss in losses:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if beside is not None:
+            torch.nn.utils.clip_grad_norm_(beside.module.parameters(), beside.max_norm)
         optimizer.step()
         total += loss.detach()
         steps += 1
@@ -200,6 +236,7 @@ def _copy_into(best: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, T
 def _save(
     checkpoint: Checkpoint,
     module: torch.nn.Module,
+    beside: Beside | None,
     optimizer: torch.optim.Optimizer,
     history: History,
     best: dict[str, Tensor],
@@ -209,6 +246,7 @@ def _save(
         "key": checkpoint.key,
         "epoch": epoch,
         "module": module.state_dict(),
+        "beside": {} if beside is None else beside.module.state_dict(),
         "optimizer": optimizer.state_dict(),
         "history": asdict(history),
         "best": best,

@@ -1,0 +1,499 @@
+r"""Every layer of a teacher against every layer of a student, weighted by attention.
+
+Row ``i`` of a map belongs to layer ``i`` of the teacher, column ``j`` to layer ``j`` of the
+student: an attention map ``A`` and dissimilarity maps ``D``, all ``[T, S]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from torch import Tensor
+
+from limbeck.methods.base import PositiveInt
+from limbeck.methods.g_crd import contrasts
+from limbeck.methods.layers import Auxiliary, Head, Layers, draw_nodes
+from limbeck.training.options import Options
+
+Pairs = Literal["attention", "uniform", "diagonal", "last-layer"]
+Granularity = Literal["pooled", "node"]
+FeatureNorm = Literal["none", "l2", "std"]
+MapNorm = Literal["none", "fro", "row"]
+Axis = Literal["student", "teacher", "both"]
+MapReduction = Literal["row-sum-mean", "mean-all", "sum"]
+Preset = Literal[
+    "abkd-v1",
+    "abkd-v1-raw",
+    "e-stride",
+    "stride",
+    "s-stride",
+    "abkd-robust",
+    "abkd-frozen-t",
+    "last-layer",
+    "uniform",
+    "diagonal",
+]
+
+_V1 = {
+    "pairs": "attention",
+    "granularity": "pooled",
+    "feat_norm": "l2",
+    "map_norm": "fro",
+    "map_bias": True,
+    "teacher_maps": "trained",
+    "embedding_weight": 1.0,
+    "structure_weight": 0.0,
+}
+_STRIDE = {**_V1, "granularity": "node", "map_norm": "none", "structure_weight": 0.1}
+_ROBUST = {**_STRIDE, "feat_norm": "std", "map_bias": False, "structure_weight": 0.0}
+PAIR_PRESETS: dict[str, dict[str, Any]] = {
+    "abkd-v1": _V1,
+    "abkd-v1-raw": {**_V1, "feat_norm": "none", "map_norm": "none"},
+    "e-stride": {**_STRIDE, "structure_weight": 0.0},
+    "stride": _STRIDE,
+    "s-stride": {**_STRIDE, "embedding_weight": 0.0},
+    "abkd-robust": _ROBUST,
+    "abkd-frozen-t": {**_ROBUST, "teacher_maps": "orthogonal"},
+    "last-layer": {**_STRIDE, "pairs": "last-layer"},
+    "uniform": {**_STRIDE, "pairs": "uniform"},
+    "diagonal": {**_STRIDE, "pairs": "diagonal"},
+}
+"""What each preset sets; every one sets the same options."""
+
+NORM_EPS = 1e-12
+DEVIATION_EPS = 1e-5
+MAP_EPS = 1e-8
+FEW_NODES = 256
+"""Batches of fewer nodes have means too noisy for attention; running means stand in for them."""
+
+MOMENTUM = 0.9
+"""Share of the old running mean that a batch leaves."""
+
+
+class PairOptions(Options):
+    r"""How layers are paired and compared.
+
+    Args:
+        preset: Sets all options from ``pairs`` to ``structure_weight`` that are not given.
+        pairs: Weights of the pairs: trained ``"attention"``; ``"uniform"``, 1 over the number of
+            student layers; ``"diagonal"``, teacher layer ``i`` with student layer
+            :math:`\lceil i S / T \rceil`; ``"last-layer"``, the last two and nothing else.
+        granularity: Distances of ``"pooled"`` vectors, the means over nodes, or per ``"node"``.
+        feat_norm: Of projected rows: ``"none"``; ``"l2"``, length one; ``"std"``, columns
+            standardised over the nodes and divided by the root of their number (per node only).
+        map_norm: Of the map of distances: ``"none"``; ``"fro"``, by its Frobenius norm; ``"row"``,
+            each row by its 2-norm.
+        map_bias: Whether the linear maps into the common space have a bias.
+        teacher_maps: The teacher's maps are ``"trained"``, or ``"orthogonal"`` ones that stay,
+            and with them the subspace projection.
+        embedding_weight: Weight of the distances.
+        structure_weight: Weight of the contrast (G-CRD) between nodes, pair by pair.
+        layers: ``"all"`` layers, or ``"hidden"`` ones only.
+        axis: What attention sums to one over: the ``"student"`` layers, the ``"teacher"`` layers,
+            or ``"both"`` at once.
+        map_reduction: ``"row-sum-mean"``: row sums, their mean; ``"mean-all"``: the mean of all
+            entries; ``"sum"``.
+        common_channels: Width of the common space.
+        subspace: Whether distances are taken behind a further trained map, shared by all layers.
+        share_maps: Whether attention and distances share their maps.
+        tied_maps: One map per width instead of one per layer.
+        contrast_temperature: What cosines are divided by in the contrast.
+        max_samples: Most nodes that are contrasted in a step, the same for all pairs.
+    """
+
+    preset: Preset = "stride"
+    pairs: Pairs = "attention"
+    granularity: Granularity = "node"
+    feat_norm: FeatureNorm = "l2"
+    map_norm: MapNorm = "none"
+    map_bias: bool = True
+    teacher_maps: Literal["trained", "orthogonal"] = "trained"
+    embedding_weight: float = Field(default=1.0, ge=0)
+    structure_weight: float = Field(default=0.1, ge=0)
+    layers: Literal["all", "hidden"] = "all"
+    axis: Axis = "student"
+    map_reduction: MapReduction = "row-sum-mean"
+    common_channels: PositiveInt = 64
+    subspace: bool = True
+    share_maps: bool = False
+    tied_maps: bool = False
+    contrast_temperature: float = Field(default=0.075, gt=0)
+    max_samples: PositiveInt = 512
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_preset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {**PAIR_PRESETS.get(values.get("preset", "stride"), {}), **values}
+
+    @field_validator("feat_norm")
+    @classmethod
+    def _nodes_to_standardise(cls, norm: FeatureNorm, info: ValidationInfo) -> FeatureNorm:
+        if norm == "std" and info.data.get("granularity") == "pooled":
+            raise PydanticCustomError(
+                "one_row", "'std' standardises over nodes, so granularity must be 'node'"
+            )
+        return norm
+
+    @field_validator("structure_weight")
+    @classmethod
+    def _something_to_compare(cls, weight: float, info: ValidationInfo) -> float:
+        if weight == 0 and info.data.get("embedding_weight") == 0:
+            raise PydanticCustomError(
+                "nothing_to_compare", "it or embedding_weight must be positive"
+            )
+        return weight
+
+
+# --- attention --------------------------------------------------------------------------------
+
+
+def pool(layers: Layers) -> list[Tensor]:
+    """Mean over the nodes of each layer, ``[width]``."""
+    return [layer.mean(0) for layer in layers]
+
+
+def attention_map(queries: Tensor, keys: Tensor, axis: Axis = "student") -> Tensor:
+    r"""Scaled dot-product attention of teacher layers to student layers.
+
+    .. math::
+        A_{ij} = \frac{\exp(\mathbf{q}_i \cdot \mathbf{k}_j / \sqrt{d})}{
+        \sum_{j'} \exp(\mathbf{q}_i \cdot \mathbf{k}_{j'} / \sqrt{d})}
+
+    Args:
+        queries: ``[T, d]``, one per teacher layer.
+        keys: ``[S, d]``, one per student layer.
+        axis: See :class:`PairOptions`.
+
+    Returns:
+        ``[T, S]``.
+    """
+    logits = queries @ keys.t() / queries.shape[1] ** 0.5
+    if axis == "both":
+        return torch.softmax(logits.flatten(), 0).view_as(logits)
+    return torch.softmax(logits, 1 if axis == "student" else 0)
+
+
+def fixed_map(pairs: Pairs, num_teacher: int, num_student: int) -> Tensor:
+    """The weights ``[T, S]`` of pairs that are not attended to but given."""
+    if pairs == "diagonal":
+        column = [-(-(i + 1) * num_student // num_teacher) - 1 for i in range(num_teacher)]
+        return F.one_hot(torch.tensor(column), num_student).float()
+    return torch.full((num_teacher, num_student), 1 / num_student)
+
+
+def row_entropy(weights: Tensor) -> Tensor:
+    """Entropy of each row of a map ``[T, S]``, 1 for a uniform one, ``[T]``; 0 if ``S`` is 1."""
+    entropy: Tensor = torch.special.entr(weights).sum(1)
+    columns = weights.shape[1]
+    return torch.div(entropy, math.log(columns)) if columns > 1 else torch.zeros_like(entropy)
+
+
+# --- distances --------------------------------------------------------------------------------
+
+
+def squared_distances(teacher: Tensor, student: Tensor) -> Tensor:
+    r"""Mean over nodes of :math:`\lVert \mathbf{U}_i[v] - \mathbf{Z}_j[v] \rVert^2`, pair by pair.
+
+    Taken as :math:`(\lVert \mathbf{U}_i \rVert^2 + \lVert \mathbf{Z}_j \rVert^2 -
+    2 \langle \mathbf{U}_i, \mathbf{Z}_j \rangle) / n`, which builds nothing of the size
+    ``T × S × n × d``; it cancels for near rows, so it is clamped at 0.
+
+    Args:
+        teacher: :math:`\mathbf{U}`, ``[T, n, d]``.
+        student: :math:`\mathbf{Z}`, ``[S, n, d]``.
+
+    Returns:
+        ``[T, S]``, not negative.
+    """
+    u, z = teacher.flatten(1), student.flatten(1)
+    squares: Tensor = u.square().sum(1)[:, None] + z.square().sum(1)
+    return ((squares - 2 * u @ z.t()) / teacher.shape[1]).clamp_min(0)
+
+
+def correlation_distances(
+    teacher: Layers,
+    student: Layers,
+    teacher_maps: LayerMaps,
+    student_maps: LayerMaps,
+    behind: Tensor | None = None,
+) -> Tensor:
+    r"""The same of rows whose columns are standardised over the nodes, over :math:`\sqrt d`.
+
+    That is 2 less twice the mean correlation of the columns: from 0 to 4, and 2 for layers that
+    have nothing to do with each other. Correlations of projected columns follow from those of the
+    layers, :math:`\mathbf{W}^T_i \, \mathrm{cov}(\mathbf{H}^T_i, \mathbf{H}^S_j) \,
+    \mathbf{W}^{S\top}_j`, so that no layer is projected node by node. A bias changes nothing.
+
+    Args:
+        teacher: Each ``[n, width]``, without gradient.
+        student: Each ``[n, width]``.
+        teacher_maps: The teacher's maps into the common space.
+        student_maps: The student's.
+        behind: Matrix ``[d, d]`` of a linear map behind all of them.
+
+    Returns:
+        ``[T, S]``, not negative.
+    """
+    num = len(student[0])
+    ours = [layer - layer.mean(0) for layer in student]
+    theirs = [layer - layer.mean(0) for layer in teacher]
+    mine = [student_maps.weight(j, behind) for j in range(len(ours))]
+    spread = [_deviations(weight, layer) for weight, layer in zip(mine, ours, strict=True)]
+    beside, widths = torch.cat(ours, dim=1), [layer.shape[1] for layer in ours]
+    rows = []
+    for i, layer in enumerate(theirs):
+        weight = teacher_maps.weight(i, behind)
+        deviation, length = _deviations(weight, layer)
+        projected = torch.split(weight @ (layer.t() @ beside / num), widths, dim=1)  # [d, width]
+        row = []
+        for j, covariance in enumerate(projected):
+            correlation = (covariance * mine[j]).sum(1) / (deviation * spread[j][0])
+            row.append(length + spread[j][1] - 2 * correlation.mean())
+        rows.append(torch.stack(row))
+    return torch.stack(rows).clamp_min(0)
+
+
+def _deviations(weight: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviations ``[d]`` of projected columns, and the mean square once divided by them.
+
+    The second is 1 unless a column hardly varies.
+    """
+    variance = ((weight @ (centred.t() @ centred / len(centred))) * weight).sum(1)
+    # a root of the clamped variance: a column that does not vary has no gradient, not NaN
+    smallest = variance.clamp_min(DEVIATION_EPS**2)
+    return smallest.sqrt(), (variance / smallest).mean()
+
+
+def normalise_map(distances: Tensor, norm: MapNorm) -> Tensor:
+    """A map ``[T, S]``, normalised as ``map_norm`` says."""
+    if norm == "fro":
+        return torch.div(distances, torch.linalg.matrix_norm(distances) + MAP_EPS)
+    if norm == "row":
+        lengths = torch.linalg.vector_norm(distances, dim=1, keepdim=True)
+        return torch.div(distances, lengths + MAP_EPS)
+    return distances
+
+
+def reduce_map(weights: Tensor, distances: Tensor, reduction: MapReduction) -> Tensor:
+    """The weighted distances of all pairs as one number."""
+    weighted = weights * distances
+    if reduction == "sum":
+        return weighted.sum()
+    return weighted.mean() if reduction == "mean-all" else weighted.sum(1).mean()
+
+
+# --- the module -------------------------------------------------------------------------------
+
+
+class LayerMaps(torch.nn.Module):
+    """A linear map into the common space for each of several layers.
+
+    Args:
+        widths: Widths of the layers.
+        out_channels: Width of the common space.
+        bias: Whether the maps have one.
+        tied: Share a map among layers of one width.
+        orthogonal: Draw (semi-)orthogonal maps that are not trained.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        out_channels: int,
+        bias: bool = True,
+        tied: bool = False,
+        orthogonal: bool = False,
+    ) -> None:
+        super().__init__()
+        distinct = list(dict.fromkeys(widths))
+        self.index = [distinct.index(w) for w in widths] if tied else list(range(len(widths)))
+        maps = [
+            torch.nn.Linear(width, out_channels, bias=bias)
+            for width in (distinct if tied else widths)
+        ]
+        self.maps = torch.nn.ModuleList(maps)
+        if orthogonal:
+            for each in maps:
+                torch.nn.init.orthogonal_(each.weight)
+                each.requires_grad_(False)
+
+    def weight(self, layer: int, behind: Tensor | None = None) -> Tensor:
+        """Matrix ``[d, width]`` of a layer's map, and of the linear map ``[d, d]`` behind it."""
+        weight = self._map(layer).weight
+        return weight if behind is None else behind @ weight
+
+    def forward(self, layers: Layers, behind: Tensor | None = None) -> Tensor:
+        """All layers in the common space, ``[L, n, d]``; of vectors ``[L, d]``.
+
+        Args:
+            layers: Each ``[n, width]``, or a vector ``[width]``.
+            behind: Matrix ``[d, d]`` of a linear map behind all of them. It is multiplied with
+                the maps, not with the rows.
+        """
+        projected = []
+        for i, layer in enumerate(layers):
+            bias = self._map(i).bias
+            moved = bias if behind is None or bias is None else behind @ bias
+            projected.append(F.linear(layer, self.weight(i, behind), moved))
+        return torch.stack(projected)
+
+    def _map(self, layer: int) -> torch.nn.Linear:
+        found = self.maps[self.index[layer]]
+        assert isinstance(found, torch.nn.Linear)
+        return found
+
+
+class PairLoss(Auxiliary):
+    r"""Attention over all pairs of layers, and the distances that it weights.
+
+    .. math::
+        \mathcal{L} = \frac{1}{T} \sum_{ij} A_{ij} (\lambda_e D^{emb}_{ij} + \lambda_s D^{str}_{ij})
+
+    For ``pairs="last-layer"`` only the last two layers are compared, and their distance is the
+    loss, not normalised as a map.
+
+    Args:
+        teacher: Widths of the teacher's layers.
+        student: Widths of the student's layers.
+        options: How they are compared.
+    """
+
+    def __init__(
+        self, teacher: Sequence[int], student: Sequence[int], options: PairOptions
+    ) -> None:
+        super().__init__()
+        self.options = options
+        if options.pairs == "last-layer":
+            teacher, student = teacher[-1:], student[-1:]
+        width, bias, tied = options.common_channels, options.map_bias, options.tied_maps
+        fixed = options.teacher_maps == "orthogonal"
+        attends, embeds = options.pairs == "attention", options.embedding_weight > 0
+        self.query = self.key = self.teacher_maps = self.student_maps = None
+        self.subspace: torch.nn.Parameter | None = None
+        if attends or (embeds and options.share_maps):
+            self.query = LayerMaps(teacher, width, bias, tied, fixed and options.share_maps)
+            self.key = LayerMaps(student, width, bias, tied)
+        if embeds:
+            self.teacher_maps, self.student_maps = self.query, self.key
+            if not options.share_maps:
+                self.teacher_maps = LayerMaps(teacher, width, bias, tied, fixed)
+                self.student_maps = LayerMaps(student, width, bias, tied)
+            if options.subspace:
+                # the identity at first, so that with and without it training starts alike
+                self.subspace = torch.nn.Parameter(torch.eye(width), not fixed)
+        self.teacher_heads = self.student_heads = None
+        if options.structure_weight > 0:
+            self.teacher_heads = torch.nn.ModuleList(Head(w, width) for w in teacher)
+            self.student_heads = torch.nn.ModuleList(Head(w, width) for w in student)
+        self.means: list[Tensor] | None = None
+        running = [torch.zeros(w) for w in student]
+        self.register_buffer("running", torch.cat(running))
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def see_all(self, teacher: Layers) -> None:
+        """Keep the teacher's exact means, which batches would only estimate."""
+        self.means = pool(self._compared(teacher))
+
+    def forward(
+        self, student: Layers, teacher: Layers, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The loss over all pairs; what is drawn is the sample of nodes that are contrasted."""
+        options = self.options
+        student, teacher = self._compared(student), self._compared(teacher)
+        teacher_means = pool(teacher) if self.means is None else self.means
+        student_means = self._student_means(student)
+        weights = self._weights(teacher_means, student_means)
+        distances = torch.zeros_like(weights)
+        if options.embedding_weight > 0:
+            pooled = options.granularity == "pooled"
+            embedding = self._embedding(
+                [mean[None] for mean in teacher_means] if pooled else teacher,
+                [mean[None] for mean in student_means] if pooled else student,
+            )
+            distances = distances + options.embedding_weight * embedding
+        if options.structure_weight > 0:
+            structure = self._structure(teacher, student, generator)
+            distances = distances + options.structure_weight * structure
+        self.last = weights.detach(), distances.detach()
+        return reduce_map(weights, distances, options.map_reduction)
+
+    def describe(self) -> dict[str, Any]:
+        """Maps of the last loss, the attention's entropy and the size of the subspace map."""
+        if self.last is None:
+            return {}
+        weights, distances = self.last
+        figures: dict[str, Any] = {
+            "attention": weights.tolist(),
+            "distances": distances.tolist(),
+            "entropy": float(row_entropy(weights).mean()),
+        }
+        if self.subspace is not None:
+            figures["subspace_norm"] = float(self.subspace.detach().norm())
+        return figures
+
+    def _compared(self, layers: Layers) -> Layers:
+        return layers[-1:] if self.options.pairs == "last-layer" else layers
+
+    def _student_means(self, student: Layers) -> list[Tensor]:
+        means = pool(student)
+        if self.means is None or len(student[0]) >= FEW_NODES or not self.training:
+            return means
+        assert isinstance(self.running, Tensor)
+        assert isinstance(self.batches_seen, Tensor)
+        flat, widths = torch.cat(means), [len(mean) for mean in means]
+        if int(self.batches_seen) > 0:
+            flat = MOMENTUM * self.running + (1 - MOMENTUM) * flat
+        self.running.copy_(flat.detach())
+        self.batches_seen += 1
+        return list(torch.split(flat, widths))
+
+    def _weights(self, teacher_means: Layers, student_means: Layers) -> Tensor:
+        if self.options.pairs != "attention":
+            fixed = fixed_map(self.options.pairs, len(teacher_means), len(student_means))
+            return fixed.to(student_means[0])
+        assert self.query is not None
+        assert self.key is not None
+        return attention_map(self.query(teacher_means), self.key(student_means), self.options.axis)
+
+    def _embedding(self, teacher: Layers, student: Layers) -> Tensor:
+        assert self.teacher_maps is not None
+        assert self.student_maps is not None
+        maps = (self.teacher_maps, self.student_maps)
+        norm = self.options.feat_norm
+        if norm == "std":
+            distances = correlation_distances(teacher, student, *maps, self.subspace)
+        else:
+            theirs, ours = (
+                each(layers, self.subspace)
+                for each, layers in zip(maps, (teacher, student), strict=True)
+            )
+            if norm == "l2":
+                theirs, ours = (F.normalize(h, dim=2, eps=NORM_EPS) for h in (theirs, ours))
+            distances = squared_distances(theirs, ours)
+        last = self.options.pairs == "last-layer"
+        return distances if last else normalise_map(distances, self.options.map_norm)
+
+    def _structure(
+        self, teacher: Layers, student: Layers, generator: torch.Generator | None
+    ) -> Tensor:
+        assert self.teacher_heads is not None
+        assert self.student_heads is not None
+        chosen = draw_nodes(len(student[0]), self.options.max_samples, generator)
+        heads = (self.teacher_heads, self.student_heads)
+        theirs, ours = (
+            torch.stack(
+                [
+                    F.normalize(head(layer if chosen is None else layer[chosen]), dim=1)
+                    for head, layer in zip(side, layers, strict=True)
+                ]
+            )
+            for side, layers in zip(heads, (teacher, student), strict=True)
+        )
+        return contrasts(theirs, ours, self.options.contrast_temperature)
