@@ -202,12 +202,10 @@ def test_requests(tmp_path, capsys, bundle):
 
 
 def test_a_disk_that_fills_up(tmp_path, capsys, good, monkeypatch):
-    import limbeck.runtime.bundle as bundle_module
-
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle_module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     refuse(capsys, distill(tmp_path, *good), "bundle", "No space left on device")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph"]
 

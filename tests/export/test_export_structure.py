@@ -132,6 +132,28 @@ def test_nodes_without_neighbours_never_read_the_table(
         bundle.predict_logits(x=x, neighbors=neighbor_ids(run, run.inputs.unseen))
 
 
+@pytest.mark.parametrize("options", VARIANTS[:4])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_batch_with_one_lone_node_is_answered_as_two_batches(
+    tmp_path: Path, sparse: bool, options: dict[str, Any]
+) -> None:
+    run = trained(sparse=sparse, **options)
+    student = load_bundle(run.save(tmp_path / "student"))
+    known = run.inputs.observed
+    x, ids = features(known)[:5], neighbor_ids(run, known)[:5]
+    connected = [own or [int(run.view.nodes[0])] for own in ids]
+    without_predictor = student.predict_logits(x=x, neighbors=connected)
+    alone = student.predict_logits(x=x)
+    mixed = student.predict_logits(x=x, neighbors=[*connected[:4], []])
+    np.testing.assert_allclose(mixed[:4], without_predictor[:4], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mixed[4:], alone[4:], rtol=1e-5, atol=1e-6)
+    one_by_one = [
+        student.predict_logits(x=x[i : i + 1], neighbors=[connected[i]]) for i in range(5)
+    ]
+    np.testing.assert_allclose(np.vstack(one_by_one), without_predictor, rtol=1e-5, atol=1e-6)
+    assert student.predict_logits(x=x[:0], neighbors=[]).shape == (0, 3)
+
+
 def test_sums_in_blocks(bundle: BundledStudent, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bundle.structure is not None
     edges = bundle.structure.edges_of_known(np.arange(bundle.store.num_nodes))

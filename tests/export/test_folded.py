@@ -35,7 +35,6 @@ def test_scale_and_gain_are_in_the_weights_and_memories_are_unit() -> None:
     np.testing.assert_allclose(block.map.bias, [[0, 10], [0, 20]], rtol=1e-6)
     assert isinstance(block.map.chooser, Memories)
     np.testing.assert_allclose(block.map.chooser.directions, [[0.6, 0], [0.8, 1]], rtol=1e-6)
-    assert block.map.chooser.center is None
     assert not block.relu
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_bundle import manifest_fields, tiny_parts
 
 from limbeck.errors import BundleError, OptionError, OutputError
-from limbeck.runtime.bundle import open_bundle, write_bundle
+from limbeck.runtime.bundle import BandsEntry, NeighborhoodEntry, open_bundle, write_bundle
 
 
 def everything_below(folder: Path) -> dict[str, bytes]:
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_things_as_they_were(
     real_rename = os.rename
     target = {
         "fsync": "os.fsync",
-        "write": "limbeck.runtime.bundle._HashedFile.write",
+        "write": "limbeck.runtime.bundle.writing._HashedFile.write",
         "save": "numpy.save",
         "rename": "os.rename",
     }[fails]
@@ -362,3 +362,64 @@ def test_no_damage_goes_unnoticed(damaged: tuple[Path, Path], data: st.DataObjec
     (copy / name).write_bytes(content)
     with pytest.raises(BundleError, match=name):
         open_bundle(copy)
+
+
+# ---------------------------------------------------------------- students that read more
+
+
+def edges_of(width: int = 4) -> dict[str, Any]:
+    inputs = [
+        {"name": "x", "dtype": "float32", "width": 3},
+        {"name": "graph", "dtype": "int64", "width": width},
+    ]
+    return {
+        "inputs": inputs,
+        "neighborhood": {"hops": 2, "weights": "mean", "undirected": True},
+    }
+
+
+def bands_of(width: int = 4) -> dict[str, Any]:
+    inputs = [
+        {"name": "x", "dtype": "float32", "width": 3},
+        {"name": "bands", "dtype": "float32", "width": width},
+    ]
+    return {"inputs": inputs, "bands": {"count": 2, "layers": 1}}
+
+
+def test_fields_of_bands_and_neighborhoods(write_tiny: Callable[..., Path]) -> None:
+    bundle = write_tiny("bands", manifest=manifest_fields(**bands_of()), cold_model=b"cold")
+    manifest = open_bundle(bundle).manifest
+    assert (manifest.bands_width, manifest.bands) == (4, BandsEntry(count=2, layers=1))
+    assert (bundle / "cold.onnx").read_bytes() == b"cold"
+    manifest = open_bundle(write_tiny("gnn", manifest=manifest_fields(**edges_of()))).manifest
+    assert manifest.neighborhood == NeighborhoodEntry(2, "mean", undirected=True)
+    assert (manifest.format, manifest.bands, manifest.structure) == (2, None, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (bands_of(), r"does not list the file 'cold\.onnx'"),
+        (bands_of(0), "inputs.name"),
+        (edges_of() | {"neighborhood": None}, "neighborhood"),
+        (edges_of() | {"neighborhood": {"hops": 0}}, "neighborhood.weights"),
+        (
+            edges_of() | {"neighborhood": {"hops": 0, "weights": "mean", "undirected": True}},
+            "neighborhood.hops",
+        ),
+        (
+            edges_of() | {"neighborhood": {"hops": 1, "weights": "mean", "undirected": 1}},
+            "neighborhood.undirected' must be true or false",
+        ),
+        (
+            edges_of() | {"neighborhood": {"hops": 1, "weights": "sum", "undirected": True}},
+            "must be 'symmetric' or 'mean' or 'neighbor-mean' or 'attention'",
+        ),
+        ({"inputs": bands_of()["inputs"] + edges_of()["inputs"][1:]}, "x, then nothing or one of"),
+    ],
+)
+def test_wrong_fields_of_bands_and_neighborhoods(
+    write_tiny: Callable[..., Path], fields: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(OptionError, match=named):
+        write_tiny(manifest=manifest_fields(**fields))

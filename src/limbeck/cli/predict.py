@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ def predict(
     *,
     nodes: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     input: Path | None = None,
+    neighbors: str | None = None,
     top: int = 1,
     explain: bool = False,
     json: bool = False,
@@ -30,24 +33,36 @@ def predict(
         nodes: Ids of known nodes.
         input: Table of new nodes (Parquet, CSV, Arrow) with the columns that training had, or a
             .npy file of features [B, F].
+        neighbors: Column of that table that lists the ids of a row's neighbours, for students that
+            read them, such as those of sa-mlp, or positions: lists, or text in which spaces, commas
+            or semicolons part the ids. A row may be empty. Ids that the bundle does not know are
+            ignored.
         top: Number of classes to print per node.
         explain: Print also why: for students of experts, such as those of rbm and moe, the experts
             that each layer sends a node to, with their gates; for students that read neighbours,
-            such as those of sa-mlp, how much these count, and which moved the answer most.
+            such as those of sa-mlp, how much these count, and which moved the answer most; for
+            students that read bands, such as those of fmlp-o, how much each band counts.
         json: Print JSON.
     """
     import numpy as np
 
     import limbeck
+    from limbeck.runtime.explain import reasons_of
 
     if bool(nodes) == (input is not None):
         raise OptionError("give either --nodes (known nodes) or --input (a table of new nodes).")
+    if neighbors is not None and input is None:
+        raise OptionError("--neighbors names a column of the table --input: give that, too.")
     if top < 1:
         raise OptionError(f"option --top is {top}: it must be at least 1.")
     student = limbeck.load(bundle)
-    request = {"nodes": _as_ids(nodes, student)} if input is None else _rows_of_file(student, input)
+    request = (
+        {"nodes": _as_ids(nodes, student)}
+        if input is None
+        else _rows_of_file(student, input, neighbors)
+    )
     probabilities = student.predict_proba(**request)
-    reasons = _reasons(student.explain(**request), len(probabilities)) if explain else []
+    reasons = reasons_of(student.explain(**request), len(probabilities)) if explain else []
     names = list(range(len(probabilities))) if input is not None else request["nodes"]
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     answers: list[dict[str, Any]] = [
@@ -78,48 +93,34 @@ def predict(
     show_table(str(bundle), columns, rows)
 
 
-def _reasons(explanation: Any, count: int) -> list[dict[str, Any]]:
-    """What was explained, node by node."""
-    from limbeck.runtime import StructureExplanation
-
-    if isinstance(explanation, StructureExplanation):
-        return [
-            {
-                "gate": float(gate),
-                "structure_share": float(share),
-                "neighbors": [{"node": node, "change": change} for node, change in neighbors],
-            }
-            for gate, share, neighbors in zip(
-                explanation.gate, explanation.share, explanation.neighbors, strict=True
-            )
-        ]
-    return [
-        {
-            "layers": [
-                {"experts": layer.experts[i].tolist(), "gates": layer.gates[i].tolist()}
-                for layer in explanation
-            ]
-        }
-        for i in range(count)
-    ]
-
-
 def _reason_columns(reasons: list[dict[str, Any]]) -> list[str]:
     if not reasons:
         return []
     if "layers" in reasons[0]:
         return [f"layer {i + 1}: expert (gate)" for i in range(len(reasons[0]["layers"]))]
+    if "band_gates" in reasons[0]:
+        count = len(reasons[0]["band_gates"])
+        gates = [f"layer {i + 1}: gates of bands" for i in range(count)]
+        return [*gates, "shares of bands", "share of features"]
     return ["gate", "share of structure", "neighbour (change)"]
 
 
 def _reason_cells(answer: dict[str, Any]) -> list[str]:
     if "layers" in answer:
         return [_sent_to(layer) for layer in answer["layers"]]
+    if "band_gates" in answer:
+        gates = [_figures(layer) for layer in answer["band_gates"]]
+        return [*gates, _figures(answer["band_shares"]), f"{answer['feature_share']:.4f}"]
     if "neighbors" not in answer:
         return []
     most = answer["neighbors"][:SHOWN_NEIGHBORS]
     moved = ", ".join(f"{each['node']} ({each['change']:+.4f})" for each in most)
     return [f"{answer['gate']:.4f}", f"{answer['structure_share']:.4f}", moved]
+
+
+def _figures(values: list[float]) -> str:
+    """Gates or shares of bands, the low-pass first."""
+    return ", ".join(f"{value:.4f}" for value in values)
 
 
 def _sent_to(layer: dict[str, Any]) -> str:
@@ -128,18 +129,20 @@ def _sent_to(layer: dict[str, Any]) -> str:
     return ", ".join(f"{expert} ({gate:.2f})" for expert, gate in pairs)
 
 
-def _as_ids(nodes: tuple[str, ...], student: Any) -> list[Any]:
+def _as_ids(nodes: Iterable[str], student: Any) -> list[Any]:
     """Ids in the type that the bundle has; text that is no number stays text and is not found."""
     if student.store.ids.dtype.kind != "i":
         return list(nodes)
     return [int(node) if node.lstrip("-").isdigit() else node for node in nodes]
 
 
-def _rows_of_file(student: Any, path: Path) -> dict[str, Any]:
-    """Features of new nodes, as the student takes them."""
+def _rows_of_file(student: Any, path: Path, neighbors: str | None) -> dict[str, Any]:
+    """Features of new nodes, and the ids of their neighbours, as the student takes them."""
     import numpy as np
 
     if path.suffix == ".npy":
+        if neighbors is not None:
+            raise OptionError(f"{path} has no columns: give a table as --input for --neighbors.")
         try:
             return {"x": np.load(path, allow_pickle=False)}
         except (OSError, ValueError) as error:
@@ -149,4 +152,21 @@ def _rows_of_file(student: Any, path: Path) -> dict[str, Any]:
     columns = [
         column["name"] for column in (student.manifest.preprocessing or {}).get("columns", [])
     ]
-    return {"x": student.rows_of_table(open_table(path).read(columns), str(path))}
+    wanted = columns if neighbors is None else list(dict.fromkeys([*columns, neighbors]))
+    table = open_table(path).read(wanted)
+    request: dict[str, Any] = {"x": student.rows_of_table(table, str(path))}
+    if neighbors is not None:
+        lists = table[neighbors].to_pylist()
+        request["neighbors"] = [_neighbor_ids(ids, student) for ids in lists]
+    return request
+
+
+def _neighbor_ids(given: Any, student: Any) -> list[Any]:
+    """Ids of one row's neighbours: from a list, from text, from a single id, or from nothing."""
+    if given is None:
+        return []
+    if isinstance(given, str):
+        given = re.split(r"[\s,;]+", given.strip(" \t\n,;"))
+        given = [] if given == [""] else given
+    ids = given if isinstance(given, list) else [given]
+    return _as_ids((str(node) for node in ids if node is not None), student)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,9 @@ import torch
 
 import limbeck
 from limbeck.errors import OptionError
+from limbeck.export.bands import export_bands
 from limbeck.export.card import make_card
+from limbeck.export.gnn import export_gnn
 from limbeck.export.onnx import (
     PROBE_ROWS,
     Scaling,
@@ -33,20 +35,30 @@ from limbeck.export.structure import TableDtype, export_structure
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import is_csr
 from limbeck.runtime.bundle import (
+    BANDS,
     CARD,
+    COLD_MODEL,
     FORMAT,
     MANIFEST,
     MODEL,
     SPARSE_MODEL,
+    RoutingEntry,
     check_target,
     parse_manifest,
     write_bundle,
 )
 from limbeck.runtime.kernel import SparseModel
-from limbeck.runtime.predictor import BundledStudent, make_kernel
+from limbeck.runtime.neighborhood import Neighborhood
+from limbeck.runtime.predictor import (
+    BundledStudent,
+    make_ball_model,
+    make_cold_kernel,
+    make_kernel,
+)
 from limbeck.runtime.rows import CsrRows, Rows
 from limbeck.runtime.store import NodeStore, store_arrays
 from limbeck.runtime.structure import StructureStore
+from limbeck.students.gnn import GNNStudent
 from limbeck.students.inputs import InputSpec, NodeInputs
 from limbeck.students.sa_mlp import SAMLP
 
@@ -73,6 +85,9 @@ def export_bundle(
     observed: torch.Tensor | None = None,
     columns: torch.Tensor | None = None,
     table_dtype: TableDtype = "float32",
+    banded: torch.Tensor | None = None,
+    more_fields: Mapping[str, Any] | None = None,
+    more_arrays: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> Path:
     """Write the bundle of a trained student, whole or not at all.
 
@@ -96,11 +111,16 @@ def export_bundle(
         latency: Measured latency, or what measures it on the finished student before it is
             written, such as :func:`limbeck.runtime.measure_latency`; ``None`` leaves it out.
         observed: Which known nodes training observed, bool ``[N]``; all by default. A new node
-            takes its position from such neighbours.
+            takes its position from such neighbours; a student that is a GNN answers such nodes on
+            the graph of observed ones, and all others on the whole graph.
         columns: For a student that reads neighbours: the known node that each column of
             ``inputs.neighbors`` stands for, int64 ``[observed]``.
         table_dtype: How the rows of its table are stored: ``"float32"``, or ``"int8"`` with one
             factor per row. The card says how many known nodes that leaves in their class.
+        banded: For a student that reads bands: which known nodes have some, bool ``[N]``; all by
+            default. The others are answered as new nodes without.
+        more_fields: Fields of the manifest that no answer depends on: ``cascade``, ``statistics``.
+        more_arrays: Arrays of the store that go with them.
 
     Returns:
         The folder.
@@ -113,28 +133,27 @@ def export_bundle(
     """
     check_target(path)  # before the work, not only after it
     inputs = on_cpu(inputs)
-    specs = _input_specs(student)
+    specs = _input_specs(student, len(inputs))
     check_scaling(scaling, specs[0].width)
     _check_inputs(graph_info, inputs, specs[0].width)
     rows = _raw_rows(inputs)
-    structure = None
-    if isinstance(student, SAMLP):
-        if columns is None:
-            raise OptionError("the student reads neighbors: say which node each column stands for.")
-        structure = export_structure(student, inputs, rows, columns.cpu(), scaling, table_dtype)
-        logits, model, sparse = structure.logits, structure.model, structure.sparse
-    else:
-        logits = known_logits(student, inputs, scaling)
-        probe = _probe(inputs)
-        model = to_onnx(student, scaling, probe=probe)
-        sparse = to_sparse_onnx(student, scaling, probe=probe) if is_csr(inputs.x) else None
-    _check_classes(graph_info, logits)
+    parts = _parts(
+        student,
+        inputs,
+        rows,
+        scaling,
+        observed=observed,
+        columns=columns,
+        table_dtype=table_dtype,
+        banded=banded,
+    )
+    _check_classes(graph_info, parts.logits)
     fields: dict[str, Any] = {
         "limbeck": limbeck.__version__,
         "method": method,
         "student": student_name,
         "classes": list(graph_info.class_names),
-        "inputs": [{"name": spec.name, "dtype": spec.dtype, "width": spec.width} for spec in specs],
+        "inputs": [asdict(spec) for spec in specs],
         "preprocessing": None if graph_info.encoder is None else graph_info.encoder.to_json(),
         "hyper_parameters": dict(hyper_parameters),
         "teacher": dict(teacher),
@@ -151,39 +170,115 @@ def export_bundle(
         },
         "versions": _versions(),
     }
-    fields["routing"] = [asdict(layer) for layer in routing_entries(student)]
+    fields["routing"] = [asdict(layer) for layer in parts.routing]
+    sparse = parts.sparse
     fields["sparse"] = None if sparse is None else {"values_per_entry": sparse.values_per_entry}
-    if structure is not None:
-        fields["structure"] = structure.fields
-    position = None if inputs.position is None else inputs.position.numpy()
+    fields |= {**parts.fields, **(more_fields or {})}
     store = store_arrays(
         graph_info.node_ids,
         rows,
-        logits,
-        position,
-        None if observed is None else observed.cpu().numpy(),
+        parts.logits,
+        _as_array(inputs.position),
+        _as_array(observed),
+        _as_array(inputs.bands),
+        _as_array(banded),
     )
-    if structure is not None:
-        store |= structure.arrays
+    store |= {**parts.arrays, **(more_arrays or {})}
     if callable(latency):
-        latency = latency(_in_memory(fields, model, sparse, store))
+        latency = latency(_in_memory(fields, parts, store))
     fields["latency"] = None if latency is None else dict(latency)
     example_id = graph_info.node_ids[:1].tolist()
     card = make_card(fields, Path(path).name, example_id[0] if example_id else None)
     sparse_model = None if sparse is None else sparse.content
     assert sparse_model is None or isinstance(sparse_model, bytes)
-    return write_bundle(path, fields, model, store, card, sparse_model)
+    return write_bundle(path, fields, parts.model, store, card, sparse_model, parts.cold)
 
 
-def _input_specs(student: torch.nn.Module) -> tuple[InputSpec, ...]:
+@dataclass(frozen=True)
+class _Parts:
+    """What becomes of a student, whatever it reads.
+
+    Args:
+        logits: Answers for the known nodes, float32 ``[N, C]``.
+        model: The ONNX model.
+        sparse: That of sparse rows, or ``None``.
+        cold: That of nodes without bands, or ``None``.
+        routing: Layers of experts that the models tell of.
+        fields: Fields of the manifest that only such students have.
+        arrays: Arrays of the store that only such students have.
+    """
+
+    logits: npt.NDArray[np.float32]
+    model: bytes
+    sparse: SparseModel | None = None
+    cold: bytes | None = None
+    routing: tuple[RoutingEntry, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+def _parts(
+    student: torch.nn.Module,
+    inputs: NodeInputs,
+    rows: Rows,
+    scaling: Scaling | None,
+    *,
+    observed: torch.Tensor | None,
+    columns: torch.Tensor | None,
+    table_dtype: TableDtype,
+    banded: torch.Tensor | None,
+) -> _Parts:
+    """Export a student by what it reads; see :func:`export_bundle`."""
+    if isinstance(student, SAMLP):
+        if columns is None:
+            raise OptionError("the student reads neighbors: say which node each column stands for.")
+        table = export_structure(student, inputs, rows, columns.cpu(), scaling, table_dtype)
+        return _Parts(
+            table.logits,
+            table.model,
+            table.sparse,
+            fields={"structure": table.fields},
+            arrays=table.arrays,
+        )
+    if isinstance(student, GNNStudent):
+        gnn = export_gnn(student, inputs, rows, observed, scaling)
+        return _Parts(gnn.logits, gnn.model, fields={"neighborhood": gnn.fields}, arrays=gnn.arrays)
+    if _reads_bands(student):
+        bands = export_bands(student, inputs, banded, scaling)
+        return _Parts(
+            bands.logits, bands.model, cold=bands.cold, fields={"bands": asdict(bands.entry)}
+        )
+    probe = _probe(inputs)
+    return _Parts(
+        known_logits(student, inputs, scaling),
+        to_onnx(student, scaling, probe=probe),
+        to_sparse_onnx(student, scaling, probe=probe) if is_csr(inputs.x) else None,
+        routing=routing_entries(student),
+    )
+
+
+def _reads_bands(student: torch.nn.Module) -> bool:
+    specs = cast(tuple[InputSpec, ...], student.inputs)
+    return [(spec.name, spec.dtype) for spec in specs] == [("x", "float32"), (BANDS, "float32")]
+
+
+def _input_specs(student: torch.nn.Module, num_nodes: int) -> tuple[InputSpec, ...]:
     """What the student reads.
 
     Raises:
         OptionError: A bundle has no place for it.
     """
-    if not isinstance(student, SAMLP):
+    specs = cast(tuple[InputSpec, ...], student.inputs)
+    if isinstance(student, GNNStudent):
+        # of training's graph it had the observed nodes; of the bundle's all nodes can be named
+        return (specs[0], replace(specs[1], width=num_nodes))
+    if not isinstance(student, SAMLP) and not _reads_bands(student):
         input_widths(student)
-    return cast(tuple[InputSpec, ...], student.inputs)
+    return specs
+
+
+def _as_array(tensor: torch.Tensor | None) -> npt.NDArray[Any] | None:
+    return None if tensor is None else tensor.detach().cpu().numpy()
 
 
 def _probe(inputs: NodeInputs) -> tuple[torch.Tensor, ...] | None:
@@ -228,14 +323,13 @@ def _check_classes(graph_info: GraphInfo, logits: npt.NDArray[np.float32]) -> No
 
 
 def _in_memory(
-    fields: Mapping[str, Any],
-    model: bytes,
-    sparse: SparseModel | None,
-    store: Mapping[str, npt.NDArray[Any]],
+    fields: Mapping[str, Any], parts: _Parts, store: Mapping[str, npt.NDArray[Any]]
 ) -> BundledStudent:
     """The student as its bundle will answer, before it is written."""
     placeholder = {"sha256": "0" * 64, "bytes": 0}  # no file is written yet, and none is read
-    files = (MODEL, CARD) if sparse is None else (MODEL, CARD, SPARSE_MODEL)
+    files = [MODEL, CARD]
+    files += [] if parts.sparse is None else [SPARSE_MODEL]
+    files += [] if parts.cold is None else [COLD_MODEL]
     document = {"format": FORMAT, **fields, "files": dict.fromkeys(files, placeholder)}
     manifest = parse_manifest(document, Path(MANIFEST))
     node_store = NodeStore(
@@ -244,14 +338,25 @@ def _in_memory(
         manifest.width,
         len(manifest.classes),
         position_width=manifest.position_width,
+        bands_width=manifest.bands_width,
     )
+    where, cold = "the exported model", parts.cold
+    if manifest.neighborhood is not None:
+        neighborhood = Neighborhood(
+            node_store,
+            store,
+            manifest.neighborhood,
+            lambda: make_ball_model(manifest, parts.model, where),
+        )
+        return BundledStudent(manifest, node_store, None, neighborhood=neighborhood)
     return BundledStudent(
         manifest,
         node_store,
-        lambda: make_kernel(manifest, model, "the exported model", sparse),
+        lambda: make_kernel(manifest, parts.model, where, parts.sparse),
         None
         if manifest.structure is None
         else StructureStore(store, manifest.structure, node_store.num_nodes),
+        make_cold_kernel=None if cold is None else lambda: make_cold_kernel(manifest, cold, where),
     )
 
 

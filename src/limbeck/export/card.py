@@ -39,11 +39,15 @@ def make_card(manifest: Mapping[str, Any], bundle_name: str, example_id: int | s
 def _summary(manifest: Mapping[str, Any]) -> str:
     graph = manifest["graph"]
     width = manifest["inputs"][0]["width"]
-    edges = "no edges" if manifest.get("structure") is None else "the ids of its neighbours"
+    beside = "no edges"
+    if _names_neighbors(manifest):
+        beside = "the ids of its neighbours"
+    elif manifest.get("bands") is not None:
+        beside = "what the bands of a graph transform say of it where that is known"
     return (
         f"A student for node classification, distilled by Limbeck {manifest['limbeck']} with the "
         f"method `{manifest['method']}` in the {manifest['setting']} setting. It reads {width:,} "
-        f"features of a node, {edges}, and tells {len(manifest['classes'])} classes apart; the "
+        f"features of a node, {beside}, and tells {len(manifest['classes'])} classes apart; the "
         f"answers for the {graph['counts']['nodes']:,} nodes that it knows are stored."
     )
 
@@ -52,7 +56,7 @@ def _example(manifest: Mapping[str, Any], bundle_name: str, example_id: int | st
     known = "" if example_id is None else f"student.predict(nodes=[{example_id!r}])  # known\n"
     width = manifest["inputs"][0]["width"]
     edges = ""
-    if manifest.get("structure") is not None and example_id is not None:
+    if _names_neighbors(manifest) and example_id is not None:
         edges = f"student.predict_proba(x=rows[:1], neighbors=[[{example_id!r}]])  # with an edge\n"
     return (
         "```python\n"
@@ -63,6 +67,11 @@ def _example(manifest: Mapping[str, Any], bundle_name: str, example_id: int | st
         f"{edges}"
         "```"
     )
+
+
+def _names_neighbors(manifest: Mapping[str, Any]) -> bool:
+    """Whether a request for a new node may name its neighbours."""
+    return any(manifest.get(name) is not None for name in ("structure", "neighborhood"))
 
 
 def _scores(scores: Mapping[str, Any]) -> str:

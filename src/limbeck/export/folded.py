@@ -164,7 +164,7 @@ def fold(student: torch.nn.Module) -> list[Block] | None:
             return None
         norms = list(student.norms)
         return [
-            *(_hidden(layer, norm) for layer, norm in zip(maps, norms, strict=False)),
+            *(hidden_block(layer, norm) for layer, norm in zip(maps, norms, strict=False)),
             Block(maps[-1]),
         ]
 
@@ -228,7 +228,7 @@ _CHOOSERS: dict[type[torch.nn.Module], Callable[[Any], Memories | Gate]] = {
 }
 
 
-def _hidden(layer: Map, norm: torch.nn.Module) -> Block:
+def hidden_block(layer: Map, norm: torch.nn.Module) -> Block:
     """A layer with the norm and the ReLU behind it."""
     if isinstance(norm, torch.nn.LayerNorm):
         return Block(

@@ -278,7 +278,7 @@ def write(rows: Rows, blocks: list[Block]) -> Written:
         value, sent = _apply(rows, block.map)
         if sent is not None:
             routes.append(sent)
-        value = _behind(rows.graph, value, block)
+        value = behind(rows.graph, value, block)
         rows = DenseRows(rows.graph, value, block.map.bias.shape[-1])
     return Written(value, routes)
 
@@ -356,7 +356,7 @@ def _corrected(rows: Rows, layer: CorrectedExperts, routes: Routes) -> str:
     return g.op("Add", g.op("Add", shared, lifted), _mixed_bias(g, layer.bias, routes))
 
 
-def _behind(g: Graph, value: str, block: Block) -> str:
+def behind(g: Graph, value: str, block: Block) -> str:
     """What follows a layer: shift, norm and ReLU."""
     if block.shift is not None:
         value = g.op("Add", value, block.shift)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -33,6 +33,7 @@ class Graph:
     """
 
     _nodes: list[Any] = field(default_factory=list)
+    _written: int = 0  # nodes in branches
     _constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     _names: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
@@ -53,11 +54,39 @@ class Graph:
         self, kind: str, num_outputs: int, *inputs: str | npt.NDArray[Any], **attributes: Any
     ) -> list[str]:
         """Add an operation with several outputs; see :meth:`op`."""
-        name = f"{kind}_{len(self._nodes)}"
+        name = f"{kind}_{self._written + len(self._nodes)}"
         outputs = [f"{name}_{i}" if num_outputs > 1 else name for i in range(num_outputs)]
         named = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         self._nodes.append(helper.make_node(kind, named, outputs, name=name, **attributes))
         return outputs
+
+    def choose(
+        self,
+        condition: str,
+        then: Callable[[], Sequence[str]],
+        otherwise: Callable[[], Sequence[str]],
+    ) -> list[str]:
+        """Add values that are computed in one of two ways, of which the other costs nothing.
+
+        Args:
+            condition: Name of a boolean scalar.
+            then: Writes the one way and returns its float32 values, as many as the other's.
+            otherwise: Writes the other way.
+
+        Returns:
+            The names of the values.
+        """
+        branches = {}
+        for name, write in (("then_branch", then), ("else_branch", otherwise)):
+            before = len(self._nodes)
+            # a branch must compute what it returns, even where that is at hand outside
+            values = [self.op("Identity", value) for value in write()]
+            ends = [helper.make_tensor_value_info(v, TensorProto.FLOAT, None) for v in values]
+            branches[name] = helper.make_graph(self._nodes[before:], name, [], ends)
+            # names go on counting, since those of a branch must not occur outside of it
+            self._nodes[before:] = []
+            self._written += len(branches[name].node)
+        return self.ops("If", len(values), condition, **branches)
 
     def name(self, value: str, name: str) -> None:
         """Give a value the name that it is to have outside."""

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -38,7 +38,7 @@ from limbeck.runtime.kernel import (
 )
 from limbeck.runtime.rows import CsrRows
 from limbeck.students.experts import ExpertStudent
-from limbeck.students.inputs import InputSpec, NodeInputs
+from limbeck.students.inputs import InputSpec, NodeInputs, Surroundings
 
 PARITY = 1e-5
 """Largest difference in probability allowed between torch and the exported model."""
@@ -78,18 +78,30 @@ class RawStudent(torch.nn.Module):
             self.register_buffer("deviation", scaling[1].float())
 
     def forward(
-        self, x: Tensor, position: Tensor | None = None, neighbors: Tensor | None = None
+        self,
+        x: Tensor,
+        position: Tensor | None = None,
+        neighbors: Tensor | None = None,
+        bands: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[B, C]`` of raw rows ``x``."""
-        return cast(Tensor, self.student(self.inputs(x, position, neighbors)))
+        return cast(Tensor, self.student(self.inputs(x, position, neighbors, bands)))
 
     def inputs(
-        self, x: Tensor, position: Tensor | None = None, neighbors: Tensor | None = None
+        self,
+        x: Tensor,
+        position: Tensor | None = None,
+        neighbors: Tensor | None = None,
+        bands: Tensor | None = None,
     ) -> NodeInputs:
         """What the student reads of raw rows ``x``."""
-        if self.scales:
-            x = (x - cast(Tensor, self.mean)) / cast(Tensor, self.deviation)
-        return NodeInputs(x, position, neighbors)
+        return NodeInputs(self.scaled(x), position, neighbors, bands)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Raw rows as the student was trained on them."""
+        if not self.scales:
+            return x
+        return (x - cast(Tensor, self.mean)) / cast(Tensor, self.deviation)
 
 
 def known_logits(
@@ -110,15 +122,24 @@ def known_logits(
         for start in range(0, max(len(inputs), 1), BLOCK_ROWS):
             index = torch.arange(start, min(start + BLOCK_ROWS, len(inputs)))
             block = inputs.take(index)
-            blocks.append(raw_student(*dense_rows(block), neighbors=block.neighbors).numpy())
+            beside = {"neighbors": block.neighbors, "bands": block.bands}
+            blocks.append(raw_student(*dense_rows(block), **beside).numpy())
     return np.concatenate(blocks)
 
 
 def on_cpu(inputs: NodeInputs) -> NodeInputs:
     """The same inputs on the CPU."""
-    position = None if inputs.position is None else inputs.position.detach().cpu()
-    neighbors = None if inputs.neighbors is None else inputs.neighbors.detach().cpu()
-    return NodeInputs(inputs.x.detach().cpu(), position, neighbors)
+
+    def moved(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.detach().cpu()
+
+    x, graph = inputs.x.detach().cpu(), inputs.graph
+    if graph is not None:
+        parts = (graph.x, graph.edge_index, graph.nodes)
+        graph = Surroundings(*(part.detach().cpu() for part in parts))
+    return NodeInputs(
+        x, moved(inputs.position), moved(inputs.neighbors), moved(inputs.bands), graph
+    )
 
 
 def dense_rows(inputs: NodeInputs) -> tuple[Tensor, ...]:
@@ -160,7 +181,7 @@ def to_onnx(
     raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
     blocks = fold(raw_student.student)
     if blocks is None:
-        model = _export(raw_student, widths)
+        model = export_module(raw_student, dict(zip(INPUTS, widths, strict=False)))
     else:
         model = _dense_model(blocks, scaling, widths)
     rows = _random_rows(scaling, widths) if probe is None else probe
@@ -308,15 +329,24 @@ def _model(graph: Graph, inputs: Signature, rows: Rows, blocks: list[Block]) -> 
     return graph.model(inputs, outputs)
 
 
-def _export(module: torch.nn.Module, widths: tuple[int, ...]) -> bytes:
-    with _quiet_exporter():
+def export_module(
+    module: torch.nn.Module, inputs: Mapping[str, int], outputs: Sequence[str] = ("logits",)
+) -> bytes:
+    """A module of any kind as an ONNX model, by :func:`torch.onnx.export`.
+
+    Args:
+        module: The module, on the CPU and in eval mode; it reads float32 ``[B, .]`` tensors.
+        inputs: What it reads, in order, by name, with the width of each.
+        outputs: Names of what it answers, ``[B, .]`` each.
+    """
+    with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            tuple(torch.zeros(2, width) for width in widths),
+            tuple(torch.zeros(2, width) for width in inputs.values()),
             dynamo=True,
-            input_names=list(INPUTS[: len(widths)]),
-            output_names=["logits"],
-            dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in widths),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),
             verbose=False,
         )
     if program is None:  # only where a file is asked for

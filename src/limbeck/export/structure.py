@@ -20,12 +20,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from onnx import TensorProto
 from torch import Tensor
 
 from limbeck.errors import OptionError
 from limbeck.export.folded import Array, Linear, as_array
 from limbeck.export.forms import DenseRows, Rows, SparseRows
 from limbeck.export.graph import Graph, Signature, float32, int64
+from limbeck.export.networks import behind_first, fed_forward, normed
 from limbeck.export.onnx import PROBE_ROWS, Scaling, check_parity, check_scaling, known_logits
 from limbeck.graphs.sparse import is_csr
 from limbeck.runtime.bundle import StructureEntry
@@ -35,7 +37,7 @@ from limbeck.runtime.rows import CsrRows
 from limbeck.runtime.rows import Rows as RuntimeRows
 from limbeck.runtime.structure import Edges, StructureStore
 from limbeck.students.inputs import NodeInputs, no_neighbors
-from limbeck.students.sa_mlp import DEGREE_POWER, SAMLP, FeedForward, Head
+from limbeck.students.sa_mlp import DEGREE_POWER, SAMLP, Head
 from limbeck.students.structure_tables import FullTable, HashedTable, LandmarkTable, TiedTable
 
 TableDtype: TypeAlias = Literal["float32", "int8"]
@@ -164,11 +166,23 @@ def _store_table(
         arrays["hash_factors"] = table.factors.numpy()
     if dtype == "float32":
         return {**arrays, "table": as_array(table.weight)}
-    # symmetric, one factor per row: the largest value of a row is 127
-    scale = table.weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
-    small = (table.weight / scale).round().to(torch.int8)
+    small, scale = to_int8(table.weight)
     table.weight.copy_(small * scale)
     return {**arrays, "table": small.numpy(), "table_scale": as_array(scale.squeeze(1))}
+
+
+def to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a table in eight bits, symmetric, with one factor per row.
+
+    Args:
+        rows: float32 ``[n, h]``.
+
+    Returns:
+        int8 ``[n, h]``, of which the largest of a row is 127 in magnitude, and the factors, float32
+        ``[n, 1]``; their product stands for the rows.
+    """
+    scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
+    return (rows / scale).round().to(torch.int8), scale
 
 
 def _edge_arrays(neighbors: Tensor, columns: Tensor) -> dict[str, npt.NDArray[np.int64]]:
@@ -243,22 +257,44 @@ def _model(rows: Rows, student: SAMLP, features: Signature) -> bytes:
 
 def _write(rows: Rows, student: SAMLP) -> _Streams:
     """Both streams of each node, on its own route."""
-    g = rows.graph
-    z_x, *others = _encoded(rows, student)
+    g, maps = rows.graph, _first_maps(student)
+    magnitude = None
+    if student.scaling.kind == "row":
+        magnitude = g.op("Max", rows.magnitude(), float32(1e-12))
     z_a = g.op("Add", "structure", as_array(student.structure_bias))
     if not student.routed:
-        return _decoded(g, student.head, z_a, z_x)
-    guess = _behind_first(g, student.predictor, others[0])
+        return _decoded(g, student.head, z_a, _encoded(rows, maps, magnitude)[0])
     has_any = g.op("Greater", "known", float32(0.0))
-    if student.blend > 0:
-        difference = g.op("Sub", z_a, guess)
-        z_a = g.op("Add", guess, g.op("Mul", "known", difference))
-    # chosen, not multiplied with zero: the sum of a node without neighbours may be anything
-    z_a = g.op("Where", has_any, z_a, guess)
+    if student.blend > 0:  # every node asks the predictor, so all first maps are one product
+        z_x, first, *others = _encoded(rows, maps, magnitude)
+        guess = behind_first(g, student.predictor, first)
+        blended = g.op("Add", guess, g.op("Mul", "known", g.op("Sub", z_a, guess)))
+        # chosen, not multiplied with zero: the sum of a node without neighbours may be anything
+        z_a = g.op("Where", has_any, blended, guess)
+        return _routed(g, student, has_any, z_a, guess, z_x, others)
+    z_x = _encoded(rows, maps[:1], magnitude)[0]
+
+    def with_predictor() -> _Streams:
+        first, *others = _encoded(rows, maps[1:], magnitude)
+        guess = behind_first(g, student.predictor, first)
+        return _routed(g, student, has_any, g.op("Where", has_any, z_a, guess), guess, z_x, others)
+
+    # a batch whose nodes all have neighbours does not compute the predictor
+    num_alone = g.op("ReduceSum", g.op("Cast", g.op("Not", has_any), to=TensorProto.INT32))
+    any_alone = g.op("Greater", g.op("Reshape", num_alone, int64()), np.array(0, dtype=np.int32))
+    return _Streams(
+        *g.choose(any_alone, with_predictor, lambda: _decoded(g, student.head, z_a, z_x))
+    )
+
+
+def _routed(
+    g: Graph, student: SAMLP, has_any: str, z_a: str, guess: str, z_x: str, others: list[str]
+) -> _Streams:
+    """Both streams, where nodes without neighbours may have a head of their own."""
     streams = _decoded(g, student.head, z_a, z_x)
     if student.lone_head is None:
         return streams
-    alone = _decoded(g, student.lone_head, guess, others[1])
+    alone = _decoded(g, student.lone_head, guess, others[0])
     return _Streams(
         *(g.op("Where", has_any, own, their) for own, their in zip(streams, alone, strict=True))
     )
@@ -281,64 +317,38 @@ def _first_maps(student: SAMLP) -> list[Linear]:
     return maps
 
 
-def _encoded(rows: Rows, student: SAMLP) -> list[str]:
-    """The features through each of the first maps, in one product."""
-    g, maps = rows.graph, _first_maps(student)
+def _encoded(rows: Rows, maps: list[Linear], magnitude: str | None) -> list[str]:
+    """The features through some of the first maps, in one product.
+
+    Args:
+        rows: The features.
+        maps: The maps.
+        magnitude: Name of what rows are divided by, ``[B, 1]``; ``None`` leaves them as they are.
+    """
+    g = rows.graph
     weight = np.hstack([lin.weight for lin in maps])
     bias = np.concatenate([lin.bias for lin in maps])
-    if student.scaling.kind == "row":
-        magnitude = g.op("Max", rows.magnitude(), float32(1e-12))
-        both = g.op("Add", g.op("Div", rows.times(weight), magnitude), bias)
+    if magnitude is None:
+        together = rows.linear(Linear(weight, bias))
     else:
-        both = rows.linear(Linear(weight, bias))
+        together = g.op("Add", g.op("Div", rows.times(weight), magnitude), bias)
     if len(maps) == 1:
-        return [both]
-    widths = int64(*(len(lin.bias) for lin in maps))
-    return g.ops("Split", len(maps), both, widths, axis=1)
+        return [together]
+    return g.ops("Split", len(maps), together, int64(*(len(lin.bias) for lin in maps)), axis=1)
 
 
 def _decoded(g: Graph, head: Head, z_a: str, z_x: str) -> _Streams:
-    h_a = g.op("Relu", _normed(g, head.structure_norm, z_a))
-    h_x = g.op("Relu", _normed(g, head.feature_norm, z_x))
+    h_a = g.op("Relu", normed(g, head.structure_norm, z_a))
+    h_x = g.op("Relu", normed(g, head.feature_norm, z_x))
     weight, bias = as_array(head.gate.weight.t()), as_array(head.gate.bias)  # [2 h, 1]
     width = len(weight) // 2
     from_structure = g.op("Gemm", h_a, weight[:width], bias)
     gate = g.op("Sigmoid", g.op("Add", from_structure, g.op("MatMul", h_x, weight[width:])))
     return _Streams(
         gate,
-        _fed_forward(g, head.structure_decoder, h_a),
-        _fed_forward(g, head.feature_decoder, h_x),
+        fed_forward(g, head.structure_decoder, h_a),
+        fed_forward(g, head.feature_decoder, h_x),
     )
-
-
-def _fed_forward(g: Graph, network: FeedForward, value: str) -> str:
-    return _behind_first(g, network, _mapped(g, network.first_map, value))
-
-
-def _behind_first(g: Graph, network: FeedForward, value: str) -> str:
-    for norm, lin in network.hidden:
-        if network.order == "sa-mlp":
-            value = _normed(g, norm, g.op("Relu", value))
-        else:
-            value = g.op("Relu", _normed(g, norm, value))
-        value = _mapped(g, lin, value)
-    return value
-
-
-def _mapped(g: Graph, lin: torch.nn.Linear, value: str) -> str:
-    return g.op("Gemm", value, as_array(lin.weight.t()), as_array(lin.bias))
-
-
-def _normed(g: Graph, norm: torch.nn.Module, value: str) -> str:
-    if isinstance(norm, torch.nn.LayerNorm):
-        weight, bias = as_array(norm.weight), as_array(norm.bias)
-        return g.op("LayerNormalization", value, weight, bias, axis=-1, epsilon=norm.eps)
-    if isinstance(norm, torch.nn.BatchNorm1d):
-        # in eval mode batch norm is a scale and a shift per column
-        scale = norm.weight / (cast(Tensor, norm.running_var) + norm.eps).sqrt()
-        shift = norm.bias - cast(Tensor, norm.running_mean) * scale
-        return g.op("Add", g.op("Mul", value, as_array(scale)), as_array(shift))
-    return value
 
 
 # --- parity -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from limbeck.runtime.kernel import Kernel, Streams, softmax
+from limbeck.runtime.kernel import Kernel, Routes, Streams, softmax
 from limbeck.runtime.rows import CsrRows, Rows
 from limbeck.runtime.store import NodeStore
 from limbeck.runtime.structure import Edges, StructureStore
@@ -45,6 +45,62 @@ class StructureExplanation(NamedTuple):
     share: npt.NDArray[np.float32]
     neighbors: tuple[tuple[Effect, ...], ...]
     ignored: npt.NDArray[np.int64]
+
+
+class BandExplanation(NamedTuple):
+    """How much features and bands count in the answers for ``B`` nodes.
+
+    Args:
+        gates: Weight of the graph beside the features, 0 to 1, in each layer and band, float32
+            ``[B, layers, bands]``; the output is the last layer.
+        shares: Share of the answer that each band has, and behind them that of the features, 0 to
+            1, float32 ``[B, bands + 1]``: the lengths of what they add to the logits, less its mean
+            over the classes. The gate alone says little: a head can grow to make up for it.
+        has_bands: Whether a node's bands are known, bool ``[B]``; the others are answered from what
+            the student guesses of theirs, or from features alone.
+    """
+
+    gates: npt.NDArray[np.float32]
+    shares: npt.NDArray[np.float32]
+    has_bands: npt.NDArray[np.bool_]
+
+
+def reasons_of(
+    explanation: tuple[Routes, ...] | StructureExplanation | BandExplanation, count: int
+) -> list[dict[str, Any]]:
+    """What was explained of ``count`` nodes, node by node, as JSON holds it."""
+    if isinstance(explanation, BandExplanation):
+        return [
+            {
+                "band_gates": gates.tolist(),
+                "band_shares": shares[:-1].tolist(),
+                "feature_share": float(shares[-1]),
+                "has_bands": bool(has_bands),
+            }
+            for gates, shares, has_bands in zip(
+                explanation.gates, explanation.shares, explanation.has_bands, strict=True
+            )
+        ]
+    if isinstance(explanation, StructureExplanation):
+        return [
+            {
+                "gate": float(gate),
+                "structure_share": float(share),
+                "neighbors": [{"node": node, "change": change} for node, change in neighbors],
+            }
+            for gate, share, neighbors in zip(
+                explanation.gate, explanation.share, explanation.neighbors, strict=True
+            )
+        ]
+    return [
+        {
+            "layers": [
+                {"experts": layer.experts[i].tolist(), "gates": layer.gates[i].tolist()}
+                for layer in explanation
+            ]
+        }
+        for i in range(count)
+    ]
 
 
 def explain_structure(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.errors import BundleError
-from limbeck.runtime.bundle import RoutingEntry
+from limbeck.runtime.bundle import BandsEntry, RoutingEntry
 from limbeck.runtime.rows import CsrRows, Rows
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ Ends: TypeAlias = Mapping[str, tuple[str, int | None]]
 
 STREAMS = ("logits", "gate", "structure_logits", "feature_logits")
 """What the model of a student that reads neighbours answers."""
+
+BAND_ANSWERS = ("logits", "gates", "shares")
+"""What the models of a student that reads bands answer, where they tell how these count."""
 
 ENTRIES: Ends = {"columns": ("tensor(int64)", None), "values": ("tensor(float)", None)}
 """How a sparse model reads features: each row's columns and values, filled up with zeros."""
@@ -90,6 +93,22 @@ class Streams(NamedTuple):
     feature: npt.NDArray[np.float32]
 
 
+class BandAnswers(NamedTuple):
+    """The answer of a student that reads bands, and how these count in it.
+
+    Args:
+        logits: The student's answer, float32 ``[B, C]``.
+        gates: Weight of the graph beside the features, 0 to 1, in each layer and band, float32
+            ``[B, layers, bands]``; the output is the last layer.
+        shares: Share of the answer that each band has, and behind them that of the features, 0 to
+            1, float32 ``[B, bands + 1]``.
+    """
+
+    logits: npt.NDArray[np.float32]
+    gates: npt.NDArray[np.float32]
+    shares: npt.NDArray[np.float32]
+
+
 class Kernel(Protocol):
     """A student's arithmetic: checked rows in, logits out."""
 
@@ -99,8 +118,13 @@ class Kernel(Protocol):
         position: npt.NDArray[np.float32] | None = None,
         *,
         structure: Structure | None = None,
+        bands: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Logits ``[B, C]`` of the rows ``x``, with positions ``[B, d]`` or structure if read."""
+        """Logits ``[B, C]`` of the rows ``x``, with what else the student reads of a node."""
+        ...
+
+    def band_answers(self, x: Rows, bands: npt.NDArray[np.float32] | None = None) -> BandAnswers:
+        """The answer of a student that reads bands, and how these count in it."""
         ...
 
     def streams(self, x: Rows, structure: Structure) -> Streams:
@@ -143,6 +167,8 @@ class OnnxKernel:
         where: Name of the model's file, for messages.
         position_width: Width ``d`` of the positional encoding, 0 for none.
         structure_width: Width ``h`` of what neighbours contribute, 0 for a student that reads none.
+        bands_width: Number of values ``w`` of bands, 0 for a model that reads none.
+        bands: What the model tells of bands, ``None`` for nothing.
         routing: The layers of experts whose routes the models answer, too.
         sparse: The model of sparse rows, or ``None``.
 
@@ -160,6 +186,8 @@ class OnnxKernel:
         position_width: int = 0,
         *,
         structure_width: int = 0,
+        bands_width: int = 0,
+        bands: BandsEntry | None = None,
         routing: Sequence[RoutingEntry] = (),
         sparse: SparseModel | None = None,
     ) -> None:
@@ -169,6 +197,8 @@ class OnnxKernel:
         self._num_classes = num_classes
         self._position_width = position_width
         self._structure_width = structure_width
+        self._bands_width = bands_width
+        self._bands = bands
         self._routing = tuple(routing)
         self._sparse = sparse
 
@@ -178,14 +208,23 @@ class OnnxKernel:
         position: npt.NDArray[np.float32] | None = None,
         *,
         structure: Structure | None = None,
+        bands: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Logits ``[B, C]`` of the rows ``x``; a position or structure left out is zeros."""
-        logits: npt.NDArray[np.float32] = self._run(("logits",), x, position, structure)[0]
+        """Logits ``[B, C]`` of the rows ``x``; what is left out is zeros."""
+        found = self._run(("logits",), x, position, structure, bands)
+        logits: npt.NDArray[np.float32] = found[0]
         return logits
 
     def streams(self, x: Rows, structure: Structure) -> Streams:
         """The two answers of a student that reads neighbours."""
-        return Streams(*self._run(STREAMS, x, None, structure))
+        return Streams(*self._run(STREAMS, x, structure=structure))
+
+    def band_answers(self, x: Rows, bands: npt.NDArray[np.float32] | None = None) -> BandAnswers:
+        """The answer of a student that reads bands, and how these count in it."""
+        assert self._bands is not None
+        logits, gates, shares = self._run(BAND_ANSWERS, x, bands=bands)
+        by_layer = gates.reshape(len(gates), self._bands.layers, self._bands.count)
+        return BandAnswers(logits, by_layer, shares)
 
     def routes(
         self, x: Rows, position: npt.NDArray[np.float32] | None = None
@@ -202,8 +241,9 @@ class OnnxKernel:
         self,
         outputs: Sequence[str],
         x: Rows,
-        position: npt.NDArray[np.float32] | None,
+        position: npt.NDArray[np.float32] | None = None,
         structure: Structure | None = None,
+        bands: npt.NDArray[np.float32] | None = None,
     ) -> list[npt.NDArray[Any]]:
         """The outputs of that name for all rows, block by block."""
         beside = {}
@@ -213,6 +253,8 @@ class OnnxKernel:
             parts, known = (None, None) if structure is None else structure
             beside["structure"] = _or_zeros(parts, len(x), self._structure_width)
             beside["known"] = _or_zeros(known, len(x), 1)
+        if self._bands_width:
+            beside["bands"] = _or_zeros(bands, len(x), self._bands_width)
         joined: list[npt.NDArray[Any]] = []
         for rows, session, feed in self._blocks(x):
             for name, values in beside.items():
@@ -297,6 +339,11 @@ class OnnxKernel:
             inputs["known"] = ("tensor(float)", 1)
             for name in STREAMS[1:]:
                 outputs[name] = ("tensor(float)", 1 if name == "gate" else self._num_classes)
+        if self._bands_width:
+            inputs["bands"] = ("tensor(float)", self._bands_width)
+        if self._bands is not None and self._bands.count:
+            outputs["gates"] = ("tensor(float)", self._bands.layers * self._bands.count)
+            outputs["shares"] = ("tensor(float)", self._bands.count + 1)
         names = iter(route_names(len(self._routing)))
         for layer in self._routing:
             outputs[next(names)] = ("tensor(int64)", layer.top_k)

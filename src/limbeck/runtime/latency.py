@@ -30,8 +30,8 @@ def measure_latency(
 
     Each batch size is called again and again with the same nodes, drawn from the known ones,
     after a warm-up: once as ``x`` (the student runs; sparse features go as CSR arrays, and with the
-    ids of their neighbours where the student reads them), once as ``nodes`` (a lookup). One thread
-    answers.
+    ids of their neighbours, or their bands, where the student reads them), once as ``nodes`` (a
+    lookup). One thread answers.
 
     Args:
         student: The student, loaded from its bundle.
@@ -71,6 +71,11 @@ def _request(student: BundledStudent, rows: npt.NDArray[np.int64]) -> dict[str, 
     x: Any = features
     if isinstance(features, CsrRows):
         x = (features.indptr, features.indices, features.values)
+    if student.manifest.bands is not None:
+        return {"x": x, "bands": student.store.bands(rows)}
+    if student.neighborhood is not None:
+        found = [student.neighborhood.neighbors_of_known(row) for row in rows.tolist()]
+        return {"x": x, "neighbors": [student.store.ids_of(own) for own in found]}
     if student.structure is None:
         return {"x": x}
     edges = student.structure.edges_of_known(rows)

@@ -118,6 +118,20 @@ class LiveStructure:
         logits[place] = self.student.kernel(store.features(rows[place]), structure=structure)
         return logits
 
+    def sums(
+        self, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """What the neighbours of known nodes (rows ``[B]``) sum to now, and how many count.
+
+        Returns:
+            Copies, float32 ``[B, h]`` and int64 ``[B]``.
+        """
+        sums, degree = self._structure.known_sums(rows)
+        for place, row in enumerate(rows.tolist()):
+            if row in self._changed:
+                sums[place], degree[place] = self._changed[row].sums, self._changed[row].degree
+        return sums, degree
+
     def ignored(self, nodes: Nodes) -> npt.NDArray[np.int64]:
         """How many neighbours were added to each node that no answer depends on, int64 ``[B]``.
 

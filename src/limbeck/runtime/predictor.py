@@ -12,9 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.errors import BundleError, OptionError, RequestError
-from limbeck.runtime.bundle import MODEL, SPARSE_MODEL, Bundle, Manifest, open_bundle
-from limbeck.runtime.explain import StructureExplanation, explain_structure
+from limbeck.runtime.bundle import (
+    COLD_MODEL,
+    MODEL,
+    SPARSE_MODEL,
+    STORE,
+    Bundle,
+    Manifest,
+    open_bundle,
+)
+from limbeck.runtime.cascade import Cascade, Decisions
+from limbeck.runtime.explain import BandExplanation, StructureExplanation, explain_structure
 from limbeck.runtime.kernel import (
+    BandAnswers,
     Kernel,
     ModelContent,
     OnnxKernel,
@@ -22,12 +32,15 @@ from limbeck.runtime.kernel import (
     SparseModel,
     softmax,
 )
-from limbeck.runtime.rows import check_position, check_rows
+from limbeck.runtime.neighborhood import Neighborhood, OnnxBallModel
+from limbeck.runtime.rows import CsrRows, Rows, check_beside, check_rows
 from limbeck.runtime.store import NodeStore
 from limbeck.runtime.structure import Edges, StructureStore
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from limbeck.runtime.overlaid import OverlaidStudent
 
 Nodes = Sequence[int] | Sequence[str] | npt.NDArray[Any]
 
@@ -49,24 +62,37 @@ class BundledStudent:
     Args:
         manifest: What the bundle says of itself.
         store: Its known nodes.
-        make_kernel: Makes what computes logits; called when the first new node arrives.
+        make_kernel: Makes what computes logits; called when the first new node arrives. ``None``
+            for a student that is itself a GNN.
         structure: What known nodes tell their neighbours, for a student that reads neighbours.
         max_neighbors: How many neighbours a new node may name; ``None`` for any number.
+        make_cold_kernel: Makes what computes logits of nodes without bands, for a student that
+            reads bands.
+        neighborhood: What answers new nodes of a student that is itself a GNN, in the place of
+            the kernel.
+        cascade: What the student defers; ``None`` where no goal was given to it.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         store: NodeStore,
-        make_kernel: Callable[[], Kernel],
+        make_kernel: Callable[[], Kernel] | None,
         structure: StructureStore | None = None,
         max_neighbors: int | None = None,
+        *,
+        make_cold_kernel: Callable[[], Kernel] | None = None,
+        neighborhood: Neighborhood | None = None,
+        cascade: Cascade | None = None,
     ) -> None:
+        self._cascade = cascade
         self.manifest = manifest
         self.store = store
         self.structure = structure
         self.max_neighbors = max_neighbors
+        self.neighborhood = neighborhood
         self._make_kernel = make_kernel
+        self._make_cold_kernel = make_cold_kernel
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -78,10 +104,43 @@ class BundledStudent:
         """Number of features ``F`` of a node."""
         return self.manifest.width
 
+    @property
+    def cascade(self) -> Cascade:
+        """What the student defers.
+
+        Raises:
+            RequestError: It was distilled without a goal.
+        """
+        if self._cascade is None:
+            raise RequestError(
+                "this bundle has no threshold to defer by: distil it with --defer-accuracy or "
+                "--defer-coverage."
+            )
+        return self._cascade
+
     @cached_property
     def kernel(self) -> Kernel:
-        """What computes logits from feature rows; made at first use."""
+        """What computes logits from feature rows; made at first use.
+
+        Raises:
+            RequestError: The student is a GNN, which no row of features is enough for.
+        """
+        if self._make_kernel is None:
+            raise RequestError(
+                f"the student {self.manifest.student!r} is a GNN: it answers from a neighborhood."
+            )
         return self._make_kernel()
+
+    @cached_property
+    def cold_kernel(self) -> Kernel:
+        """What computes logits of nodes without bands; made at first use.
+
+        Raises:
+            RequestError: The student reads no bands.
+        """
+        if self._make_cold_kernel is None:
+            raise RequestError(f"the student {self.manifest.student!r} reads no bands.")
+        return self._make_cold_kernel()
 
     @cached_property
     def _class_names(self) -> npt.NDArray[np.str_]:
@@ -94,6 +153,7 @@ class BundledStudent:
         x: Any = None,
         neighbors: Any = None,
         position: Any = None,
+        bands: Any = None,
     ) -> npt.NDArray[np.str_]:
         """Class name of each node, ``[B]``.
 
@@ -105,13 +165,17 @@ class BundledStudent:
                 ignored, see :meth:`ignored_neighbors`. A position is the mean over the others, and
                 zeros for a node without any or a request without this argument.
             position: The positional encodings themselves, ``[B, d]``, instead of neighbours.
+            bands: What the bands of the graph transform say of new nodes, ``[B, w]``, for a student
+                that reads them. Without, it answers from features alone.
 
         Raises:
             RequestError: A node is not known, ``x`` is not ``B`` rows of ``F`` finite numbers, a
                 node names more than ``max_neighbors`` others, or something is given that the
                 student does not read.
         """
-        logits = self.predict_logits(nodes, x=x, neighbors=neighbors, position=position)
+        logits = self.predict_logits(
+            nodes, x=x, neighbors=neighbors, position=position, bands=bands
+        )
         names: npt.NDArray[np.str_] = self._class_names[logits.argmax(axis=1)]
         return names
 
@@ -122,9 +186,12 @@ class BundledStudent:
         x: Any = None,
         neighbors: Any = None,
         position: Any = None,
+        bands: Any = None,
     ) -> npt.NDArray[np.float32]:
         """Calibrated probability of each class, float32 ``[B, C]``; see :meth:`predict`."""
-        logits = self.predict_logits(nodes, x=x, neighbors=neighbors, position=position)
+        logits = self.predict_logits(
+            nodes, x=x, neighbors=neighbors, position=position, bands=bands
+        )
         return softmax(logits, self.manifest.temperature)
 
     def predict_logits(
@@ -134,23 +201,71 @@ class BundledStudent:
         x: Any = None,
         neighbors: Any = None,
         position: Any = None,
+        bands: Any = None,
     ) -> npt.NDArray[np.float32]:
         """Logits before calibration, float32 ``[B, C]``; see :meth:`predict`."""
-        known = self._known_rows(nodes, x, neighbors, position)
+        known = self._known_rows(nodes, x, neighbors, position, bands)
         if known is not None:
             return self.store.logits(known)
         rows = check_rows(x, self.width)
-        if self.structure is None:
-            logits = self.kernel(rows, self._positions(len(rows), neighbors, position))
-        else:
-            edges = self._edges(self.structure, len(rows), neighbors, position)
+        if self.manifest.bands is not None:
+            given = self._bands(len(rows), neighbors, position, bands)
+            logits = self.cold_kernel(rows) if given is None else self.kernel(rows, bands=given)
+        elif self.neighborhood is not None:
+            edges = self._edges(len(rows), neighbors, position)
+            logits = self.neighborhood.logits(rows, edges)
+        elif self.structure is not None:
+            edges = self._edges(len(rows), neighbors, position)
             logits = self.kernel(
                 rows, structure=self.structure.structure(*self.structure.sums(edges))
             )
+        else:
+            logits = self.kernel(rows, self._positions(len(rows), neighbors, position))
         if not np.isfinite(logits).all():
             row = int(np.argmin(np.isfinite(logits).all(axis=1)))
             raise RequestError(f"x[{row}] holds numbers so large that its answer is not finite.")
         return logits
+
+    def decide(
+        self,
+        nodes: Nodes | None = None,
+        *,
+        x: Any = None,
+        neighbors: Any = None,
+        position: Any = None,
+        bands: Any = None,
+        threshold: float | None = None,
+    ) -> Decisions:
+        """Answer where the student is sure, and defer the rest.
+
+        A deferred node that is known is answered by the teacher, whose answer the bundle holds; a
+        new one keeps the student's answer, for the caller to hand on. See :meth:`predict` for the
+        other arguments.
+
+        Args:
+            nodes: Ids of known nodes.
+            x: Features of new nodes.
+            neighbors: Ids of their neighbours.
+            position: Their positional encodings.
+            bands: What bands say of them.
+            threshold: Confidence below which a node is deferred; by default that of the bundle,
+                which was fitted on validation nodes.
+
+        Raises:
+            RequestError: The bundle has no cascade, or :meth:`predict` would raise it.
+            OptionError: ``threshold`` is below 0.
+        """
+        cascade = self.cascade
+        probabilities = self.predict_proba(
+            nodes, x=x, neighbors=neighbors, position=position, bands=bands
+        )
+        rows = None if nodes is None else self._taught_rows(nodes)
+        choice = cascade.decide(probabilities, rows, threshold)
+        return Decisions(self._class_names[choice.answer], *choice[1:])
+
+    def _taught_rows(self, nodes: Nodes) -> npt.NDArray[np.int64]:
+        """Rows of known nodes in the store, −1 where a teacher's answer no longer holds."""
+        return self.store.rows_of(nodes)
 
     def explain(
         self,
@@ -159,8 +274,9 @@ class BundledStudent:
         x: Any = None,
         neighbors: Any = None,
         position: Any = None,
-    ) -> tuple[Routes, ...] | StructureExplanation:
-        """Which experts each node is sent to, or how much its neighbours count.
+        bands: Any = None,
+    ) -> tuple[Routes, ...] | StructureExplanation | BandExplanation:
+        """Which experts each node is sent to, or how much its neighbours or bands count.
 
         Known nodes are answered anew, from their stored features and edges; see :meth:`predict` for
         the arguments.
@@ -169,25 +285,32 @@ class BundledStudent:
             For a student of experts, for each layer of them: the ``k`` chosen ones, int64
             ``[B, k]``, counted from 0, the one with the largest gate first, and their gates,
             float32 ``[B, k]``. For a student that reads neighbours a
-            :class:`~limbeck.runtime.StructureExplanation`.
+            :class:`~limbeck.runtime.StructureExplanation`, for one that reads bands a
+            :class:`~limbeck.runtime.BandExplanation`.
 
         Raises:
-            RequestError: The student has neither, or :meth:`predict` would raise it.
+            RequestError: The student has none of these, or :meth:`predict` would raise it.
         """
-        if self.structure is None and not self.manifest.routing:
+        tells_of_bands = self.manifest.bands is not None and self.manifest.bands.count > 0
+        if self.structure is None and not self.manifest.routing and not tells_of_bands:
             raise RequestError(
-                f"the student {self.manifest.student!r} has no layers of experts that this bundle "
-                "tells of, and reads no neighbors: there is nothing to explain."
+                f"the student {self.manifest.student!r} has no layers of experts or bands that "
+                "this bundle tells of, and no table of neighbors: there is nothing to explain."
             )
-        known = self._known_rows(nodes, x, neighbors, position)
+        known = self._known_rows(nodes, x, neighbors, position, bands)
         rows = check_rows(x, self.width) if known is None else self.store.features(known)
+        if tells_of_bands:
+            if known is not None:
+                return self._explain_bands(rows, self.store.bands(known), self.store.banded(known))
+            given = self._bands(len(rows), neighbors, position, bands)
+            return self._explain_bands(rows, given, np.full(len(rows), given is not None))
         if self.structure is None:
             if known is None:
                 return self.kernel.routes(rows, self._positions(len(rows), neighbors, position))
             has_position = self.manifest.position_width > 0
             return self.kernel.routes(rows, self.store.positions(known) if has_position else None)
         if known is None:
-            edges = self._edges(self.structure, len(rows), neighbors, position)
+            edges = self._edges(len(rows), neighbors, position)
         else:
             edges = self.structure.edges_of_known(known)
         temperature = self.manifest.temperature
@@ -204,27 +327,64 @@ class BundledStudent:
         Raises:
             RequestError: It is not a list of lists of ids, or the student reads no neighbours.
         """
-        if self.structure is None:
+        if self.structure is None and self.neighborhood is None:
             raise RequestError(f"the student {self.manifest.student!r} reads no neighbors.")
         counts, _ = self.store.neighbor_rows(neighbors)
-        return self._edges(self.structure, len(counts), neighbors, None).ignored
+        return self._edges(len(counts), neighbors, None).ignored
 
-    def _edges(self, structure: StructureStore, count: int, neighbors: Any, position: Any) -> Edges:
+    def _edges(self, count: int, neighbors: Any, position: Any) -> Edges:
+        """The edges of new nodes, for a student that reads neighbours."""
         if position is not None:
             raise RequestError("this student reads neighbors, not positions: leave position out.")
-        return structure.edges_of_request(self.store, neighbors, count, self.max_neighbors)
+        if self.neighborhood is not None:
+            return self.neighborhood.edges_of_request(neighbors, count)
+        assert self.structure is not None
+        return self.structure.edges_of_request(self.store, neighbors, count, self.max_neighbors)
+
+    def _bands(
+        self, count: int, neighbors: Any, position: Any, bands: Any
+    ) -> npt.NDArray[np.float32] | None:
+        """Bands ``[B, w]`` of new nodes; ``None`` if none are given."""
+        if neighbors is not None or position is not None:
+            raise RequestError("this student reads bands: leave neighbors and position out.")
+        if bands is None:
+            return None
+        given = check_beside("bands", bands, self.manifest.bands_width)
+        if len(given) != count:
+            raise RequestError(f"there are {len(given)} rows of bands for {count} rows of x.")
+        return given
+
+    def _explain_bands(
+        self, x: Rows, bands: npt.NDArray[np.float32] | None, has_bands: npt.NDArray[np.bool_]
+    ) -> BandExplanation:
+        """How bands count for nodes of which some have them and others do not."""
+        parts: list[tuple[npt.NDArray[np.int64], BandAnswers]] = []
+        for which, kernel in ((True, self.kernel), (False, self.cold_kernel)):
+            rows = np.flatnonzero(has_bands == which)
+            if len(rows) or (which and len(has_bands) == 0):
+                own = x.take(rows) if isinstance(x, CsrRows) else x[rows]
+                read = bands[rows] if which and bands is not None else None
+                parts.append((rows, kernel.band_answers(own, read)))
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
+        gates = np.concatenate([answers.gates for _, answers in parts])[order]
+        shares = np.concatenate([answers.shares for _, answers in parts])[order]
+        return BandExplanation(gates, shares, has_bands)
 
     def _known_rows(
-        self, nodes: Nodes | None, x: Any, neighbors: Any, position: Any
+        self, nodes: Nodes | None, x: Any, neighbors: Any, position: Any, bands: Any
     ) -> npt.NDArray[np.int64] | None:
         """Rows of known nodes in the store; ``None`` if new ones are given."""
         if (nodes is None) == (x is None):
             given = "neither" if x is None else "both"
             raise RequestError(f"give either nodes or x; {given} was given.")
         if nodes is None:
+            if bands is not None and self.manifest.bands is None:
+                raise RequestError("this student reads no bands: leave bands out.")
             return None
-        if neighbors is not None or position is not None:
-            raise RequestError("neighbors and position belong to new nodes: give x with them.")
+        if neighbors is not None or position is not None or bands is not None:
+            raise RequestError(
+                "neighbors, position and bands belong to new nodes: give x with them."
+            )
         return self.store.rows_of(nodes)
 
     def _positions(
@@ -241,7 +401,7 @@ class BundledStudent:
         if neighbors is not None and position is not None:
             raise RequestError("give either neighbors or position; both were given.")
         if position is not None:
-            given = check_position(position, width)
+            given = check_beside("position", position, width)
         elif neighbors is not None:
             given = self.store.positions_from_neighbors(neighbors)
         else:
@@ -277,6 +437,22 @@ class BundledStudent:
         """Class name of each row of a table, ``[B]``; see :meth:`rows_of_table`."""
         return self.predict(x=self.rows_of_table(table))
 
+    def with_overlay(self, path: str | os.PathLike[str], *, verify: bool = True) -> OverlaidStudent:
+        """The same student with a file of new and changed nodes beside its bundle.
+
+        Args:
+            path: The file; made if it is not there.
+            verify: Check the whole file for damage, about a second per gigabyte.
+
+        Raises:
+            BundleError: The file is no overlay, is damaged, or belongs to another bundle.
+            OutputError: The file cannot be made or written.
+        """
+        # imported here: most students have none, and it is a subclass of this one
+        from limbeck.runtime.overlaid import OverlaidStudent
+
+        return OverlaidStudent(self, path, verify=verify)
+
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.manifest.student!r} by {self.manifest.method!r} from "
@@ -297,7 +473,8 @@ def load_bundle(
         verify: Compare every file with its checksum, see
             :func:`limbeck.runtime.bundle.open_bundle`.
         max_neighbors: How many neighbours a new node may name, where the student reads them: a
-            bound on what a request costs. ``None`` for any number.
+            bound on what a request costs. A student that is itself a GNN reads no more of a known
+            node, either, but a sample. ``None`` for any number.
 
     Raises:
         BundleError: The folder is no bundle, or is not whole.
@@ -306,23 +483,50 @@ def load_bundle(
     if max_neighbors is not None and max_neighbors < 1:
         raise OptionError(f"max_neighbors is {max_neighbors}: it must be at least 1.")
     bundle = open_bundle(path, verify=verify)
+    manifest, store = bundle.manifest, NodeStore.open(bundle)
+    if manifest.neighborhood is not None:
+        neighborhood = Neighborhood(
+            store,
+            bundle.arrays(),
+            manifest.neighborhood,
+            lambda: make_ball_model(manifest, *_model_file(bundle, MODEL)),
+            where=str(bundle.path / STORE),
+            max_neighbors=max_neighbors,
+        )
+        return BundledStudent(
+            manifest,
+            store,
+            None,
+            max_neighbors=max_neighbors,
+            neighborhood=neighborhood,
+            cascade=Cascade.open(bundle),
+        )
     return BundledStudent(
-        bundle.manifest,
-        NodeStore.open(bundle),
+        manifest,
+        store,
         lambda: _onnx_kernel(bundle),
         StructureStore.open(bundle),
         max_neighbors,
+        make_cold_kernel=None
+        if manifest.bands is None
+        else lambda: make_cold_kernel(manifest, *_model_file(bundle, COLD_MODEL)),
+        cascade=Cascade.open(bundle),
     )
+
+
+def _model_file(bundle: Bundle, name: str) -> tuple[ModelContent, Path]:
+    """What reads a model's file, and its name."""
+    path = bundle.file(name)
+    return partial(_read, path), path
 
 
 def _onnx_kernel(bundle: Bundle) -> OnnxKernel:
     manifest = bundle.manifest
     sparse = None
     if manifest.sparse is not None:
-        path = bundle.file(SPARSE_MODEL)
-        sparse = SparseModel(partial(_read, path), manifest.sparse.values_per_entry, path)
-    path = bundle.file(MODEL)
-    return make_kernel(manifest, partial(_read, path), path, sparse)
+        content, path = _model_file(bundle, SPARSE_MODEL)
+        sparse = SparseModel(content, manifest.sparse.values_per_entry, path)
+    return make_kernel(manifest, *_model_file(bundle, MODEL), sparse)
 
 
 def make_kernel(
@@ -346,9 +550,25 @@ def make_kernel(
         where,
         manifest.position_width,
         structure_width=0 if manifest.structure is None else manifest.structure.width,
+        bands_width=manifest.bands_width,
+        bands=manifest.bands,
         routing=manifest.routing,
         sparse=sparse,
     )
+
+
+def make_cold_kernel(
+    manifest: Manifest, model: ModelContent, where: str | os.PathLike[str]
+) -> OnnxKernel:
+    """What computes the answers of nodes whose bands are not known; see :func:`make_kernel`."""
+    return OnnxKernel(model, manifest.width, len(manifest.classes), where, bands=manifest.bands)
+
+
+def make_ball_model(
+    manifest: Manifest, model: ModelContent, where: str | os.PathLike[str]
+) -> OnnxBallModel:
+    """What computes the answers of a student that is itself a GNN; see :func:`make_kernel`."""
+    return OnnxBallModel(model, manifest.width, len(manifest.classes), where)
 
 
 def _read(path: Path) -> bytes:

@@ -15,6 +15,9 @@ _ACCEPTED = (
 )
 
 
+_WHAT = {"x": "features", "position": "numbers of a position", "bands": "numbers of bands"}
+
+
 @dataclass(frozen=True, eq=False)
 class CsrRows:
     """``B`` sparse rows: row ``i`` holds ``values[k]`` in column ``indices[k]``.
@@ -49,12 +52,8 @@ class CsrRows:
 
     def take(self, rows: npt.NDArray[np.int64]) -> CsrRows:
         """The rows of these numbers (int64 ``[b]``), in that order."""
-        first, last = self.indptr[rows], self.indptr[rows + 1]
-        indptr = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(last - first, out=indptr[1:])
-        # position of each entry here: its row's first entry plus its place in the row
-        position = np.repeat(first - indptr[:-1], last - first) + np.arange(indptr[-1])
-        return CsrRows(indptr, self.indices[position], self.values[position], self.width)
+        indptr, place = entries_of(self.indptr, rows)
+        return CsrRows(indptr, self.indices[place], self.values[place], self.width)
 
     def padded(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Columns and values of the rows, ``[B, m]`` each.
@@ -88,6 +87,27 @@ class CsrRows:
     def _row_of_entry(self) -> npt.NDArray[np.int64]:
         """Row of each entry, ``[nnz]``."""
         return np.repeat(np.arange(len(self)), np.diff(self.indptr))
+
+
+def entries_of(
+    indptr: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the entries of some rows of a CSR matrix stand, those of one row together.
+
+    Args:
+        indptr: int64 ``[N + 1]``.
+        rows: Numbers of rows, int64 ``[b]``.
+
+    Returns:
+        Where each of those rows begins among their entries, int64 ``[b + 1]``, and the place of
+        each entry in the matrix.
+    """
+    first = indptr[rows]
+    lengths = indptr[rows + 1] - first
+    begins = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=begins[1:])
+    # its row's first entry plus its place in the row
+    return begins, np.repeat(first - begins[:-1], lengths) + np.arange(begins[-1])
 
 
 Rows: TypeAlias = npt.NDArray[np.float32] | CsrRows
@@ -125,13 +145,18 @@ def check_rows(x: Any, width: int) -> Rows:
     return _check_dense(x, width)
 
 
-def check_position(position: Any, width: int) -> npt.NDArray[np.float32]:
-    """Check the positional encodings ``[B, d]`` of a request.
+def check_beside(name: str, given: Any, width: int) -> npt.NDArray[np.float32]:
+    """Check what a request gives beside features: positional encodings ``[B, d]``, or bands.
+
+    Args:
+        name: ``"position"`` or ``"bands"``.
+        given: The numbers.
+        width: How many of a node.
 
     Raises:
-        RequestError: They are not dense rows of ``d`` finite numbers.
+        RequestError: They are not dense rows of that many finite numbers.
     """
-    return _check_dense(position, width, "position")
+    return _check_dense(given, width, name)
 
 
 def _check_dense(x: Any, width: int, name: str = "x") -> npt.NDArray[np.float32]:
@@ -196,7 +221,7 @@ def _check_values(values: Any, count: int) -> npt.NDArray[np.float32]:
 
 def _check_width(shape: tuple[int, ...], width: int, name: str = "x") -> None:
     if len(shape) != 2 or shape[1] != width:
-        what = "features" if name == "x" else "numbers of a position"
+        what = _WHAT[name]
         raise RequestError(
             f"{name} has the shape {tuple(shape)}: the student reads {width} {what}, so "
             f"[B, {width}]."

@@ -9,6 +9,8 @@ Arrays, by name (``store/<name>.npy``), for ``N`` nodes, ``F`` features and ``C`
     x_indices        int64 [nnz]    ├ the same as CSR
     x_values         float32 [nnz]  ┘
     logits           float32 [N, C], the student's cached answers
+    position, bands  float32 [N, d], [N, w], what it reads beside features, if it does
+    banded           bool [N], beside bands: whether they are known
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ def store_arrays(
     logits: npt.NDArray[np.float32],
     position: npt.NDArray[np.float32] | None = None,
     observed: npt.NDArray[np.bool_] | None = None,
+    bands: npt.NDArray[np.float32] | None = None,
+    banded: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a node store, as a bundle holds them.
 
@@ -45,6 +49,8 @@ def store_arrays(
         position: Their positional encodings, float32 ``[N, d]``, for a student that reads them.
         observed: Which of them training observed, so that their encoding is their own, ``[N]``;
             all by default. New nodes take the mean of observed neighbours.
+        bands: What bands say of them, float32 ``[N, w]``, for a student that reads that.
+        banded: Which of them have bands, bool ``[N]``; all by default.
 
     Raises:
         OptionError: Ids are of another type or not all different, or lengths differ.
@@ -59,6 +65,9 @@ def store_arrays(
         all_of_them = np.ones(len(ids), dtype=np.bool_)
         arrays["position"] = np.asarray(position, dtype=np.float32)
         arrays["observed"] = all_of_them if observed is None else observed
+    if bands is not None:
+        arrays["bands"] = np.asarray(bands, dtype=np.float32)
+        arrays["banded"] = np.ones(len(ids), dtype=np.bool_) if banded is None else banded
     if isinstance(x, CsrRows):
         return arrays | {"x_indptr": x.indptr, "x_indices": x.indices, "x_values": x.values}
     return arrays | {"x": np.asarray(x, dtype=np.float32)}
@@ -121,6 +130,7 @@ class NodeStore:
         num_classes: Number of classes ``C``.
         where: Name of the store, for messages.
         position_width: Width ``d`` of the positional encodings, 0 for none.
+        bands_width: Number of values ``w`` of bands, 0 for none.
 
     Raises:
         BundleError: An array is missing or has another type or shape than these say.
@@ -134,6 +144,7 @@ class NodeStore:
         num_classes: int,
         where: str = STORE,
         position_width: int = 0,
+        bands_width: int = 0,
     ) -> None:
         self._where = where
         self.num_nodes = num_nodes
@@ -150,6 +161,9 @@ class NodeStore:
         if position_width:
             self._checked("position", np.float32, (num_nodes, position_width))
             self._checked("observed", np.bool_, (num_nodes,))
+        if bands_width:
+            self._checked("bands", np.float32, (num_nodes, bands_width))
+            self._checked("banded", np.bool_, (num_nodes,))
         self._is_sparse = "x_indptr" in arrays
         if self._is_sparse:
             self._checked("x_indptr", np.int64, (num_nodes + 1,))
@@ -172,12 +186,18 @@ class NodeStore:
             num_classes=len(bundle.manifest.classes),
             where=str(bundle.path / STORE),
             position_width=bundle.manifest.position_width,
+            bands_width=bundle.manifest.bands_width,
         )
 
     def _checked(
         self, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
     ) -> npt.NDArray[Any]:
         return checked_array(self._arrays, self._where, name, dtype, shape)
+
+    @property
+    def has_text_ids(self) -> bool:
+        """Whether ids are strings, not integers."""
+        return self._has_text_ids
 
     @property
     def ids(self) -> npt.NDArray[Any]:
@@ -243,6 +263,16 @@ class NodeStore:
         stored: npt.NDArray[np.float32] = self._arrays["position"][rows]
         return stored
 
+    def bands(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """What bands say of the nodes in ``rows``, ``[B, w]``, a copy."""
+        stored: npt.NDArray[np.float32] = self._arrays["bands"][rows]
+        return stored
+
+    def banded(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of the nodes in ``rows`` have bands, bool ``[B]``; the others have zeros there."""
+        stored: npt.NDArray[np.bool_] = self._arrays["banded"][rows]
+        return stored
+
     def positions_from_neighbors(self, neighbors: Any) -> npt.NDArray[np.float32]:
         """Positional encodings ``[B, d]`` of new nodes: the mean over their observed neighbours.
 
@@ -286,6 +316,59 @@ class NodeStore:
             raise RequestError("neighbors must be a list of ids for each node.")
         counts = np.fromiter(map(len, neighbors), dtype=np.int64, count=len(neighbors))
         return counts, self.find(list(chain.from_iterable(neighbors)))
+
+    def edges_of_request(
+        self, neighbors: Any, count: int, most: int | None, is_read: npt.NDArray[np.bool_] | None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The edges that a request names for new nodes, each once.
+
+        Args:
+            neighbors: For each new node a list of ids; ``None`` for no edges at all.
+            count: Number of new nodes ``B``.
+            most: How many ids a node may name; ``None`` for any number.
+            is_read: Which known nodes count as neighbours, bool ``[N]``; ``None`` for all.
+
+        Returns:
+            For each edge the new node, int64 ``[n]``, never falling, and the row of its neighbour,
+            int64 ``[n]``, rising within a node; and how many of the ids given for each node are of
+            no known node that counts, int64 ``[B]``.
+
+        Raises:
+            RequestError: It is not a list of ``B`` lists of ids, or one is too long.
+        """
+        if neighbors is None:
+            none = np.empty(0, dtype=np.int64)
+            return none, none, np.zeros(count, dtype=np.int64)
+        lengths, found = self.neighbor_rows(neighbors)
+        if len(lengths) != count:
+            raise RequestError(
+                f"there are {len(lengths)} lists of neighbors for {count} rows of x."
+            )
+        if most is not None and lengths.max(initial=0) > most:
+            row = int(lengths.argmax())
+            raise RequestError(
+                f"neighbors[{row}] names {lengths[row]:,} nodes, and this student reads at most "
+                f"{most:,} of a node."
+            )
+        # one node is what most requests name, and this the quicker way to write it
+        node = np.zeros_like(found) if count == 1 else np.repeat(np.arange(count), lengths)
+        ignored = np.zeros(count, dtype=np.int64)
+        counts = found >= 0
+        if is_read is not None:
+            counts &= is_read[found]  # of −1 the last, which is left out already
+        if not counts.all():
+            ignored += np.bincount(node[~counts], minlength=count)
+            node, found = node[counts], found[counts]
+        # those of a node in order: arrays are read faster, and an edge that is named twice, which
+        # counts once as in training, stands beside itself
+        before = node * self.num_nodes
+        key = before + found
+        key.sort()
+        if (key[1:] == key[:-1]).any():
+            key = key[np.append(True, key[1:] != key[:-1])]
+            node = key // self.num_nodes
+            before = node * self.num_nodes
+        return node, key - before, ignored
 
     def find(self, ids: list[Any]) -> npt.NDArray[np.int64]:
         """Rows of nodes, −1 where one is not known.

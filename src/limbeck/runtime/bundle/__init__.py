@@ -1,0 +1,75 @@
+"""Bundle format 2: the folder that leaves the training machine.
+
+::
+
+    limbeck.json       what the bundle is; size and sha256 of every other file; its own seal
+    model.onnx         the student: node inputs in, logits out
+    sparse.onnx        the same for feature rows given as their entries, where features are sparse
+    cold.onnx          the student of nodes whose bands are not known, where it reads bands
+    store/*.npy        known nodes: ids, features, cached logits
+    README.md          the card
+
+A bundle holds no pickles and no code. ``docs/bundle.md`` describes it field by field. Reading
+and writing need NumPy and the standard library only. Bundles of format 1, which had neither
+``sparse.onnx`` nor the fields ``routing`` and ``sparse``, are read, too.
+"""
+
+from limbeck.runtime.bundle.manifest import (
+    BANDS,
+    CARD,
+    COLD_MODEL,
+    FORMAT,
+    GRAPH,
+    INPUTS,
+    MANIFEST,
+    MODEL,
+    NEIGHBORS,
+    READABLE,
+    SPARSE_MODEL,
+    STORE,
+    BandsEntry,
+    CascadeEntry,
+    FileEntry,
+    GraphEntry,
+    InputEntry,
+    Manifest,
+    NeighborhoodEntry,
+    RoutingEntry,
+    SparseEntry,
+    StatisticsEntry,
+    StructureEntry,
+)
+from limbeck.runtime.bundle.parsing import parse_manifest
+from limbeck.runtime.bundle.reading import Bundle, open_bundle
+from limbeck.runtime.bundle.writing import check_target, write_bundle
+
+__all__ = [
+    "BANDS",
+    "CARD",
+    "COLD_MODEL",
+    "FORMAT",
+    "GRAPH",
+    "INPUTS",
+    "MANIFEST",
+    "MODEL",
+    "NEIGHBORS",
+    "READABLE",
+    "SPARSE_MODEL",
+    "STORE",
+    "BandsEntry",
+    "Bundle",
+    "CascadeEntry",
+    "FileEntry",
+    "GraphEntry",
+    "InputEntry",
+    "Manifest",
+    "NeighborhoodEntry",
+    "RoutingEntry",
+    "SparseEntry",
+    "StatisticsEntry",
+    "StructureEntry",
+    "check_target",
+    "open_bundle",
+    "parse_manifest",
+    "write_bundle",
+]

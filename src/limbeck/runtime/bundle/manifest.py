@@ -1,0 +1,245 @@
+"""What a bundle says of itself: names of its files, and the content of ``limbeck.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT = 2
+READABLE = (1, FORMAT)
+MANIFEST = "limbeck.json"
+INPUTS = ("x", "position")
+NEIGHBORS = "neighbors"
+BANDS = "bands"
+GRAPH = "graph"
+MODEL = "model.onnx"
+SPARSE_MODEL = "sparse.onnx"
+COLD_MODEL = "cold.onnx"
+CARD = "README.md"
+STORE = "store"
+EDGE_WEIGHTS = ("symmetric", "mean", "neighbor-mean", "attention")
+
+
+@dataclass(frozen=True)
+class InputEntry:
+    """One input that the student reads of a node: ``width`` values of type ``dtype``."""
+
+    name: str
+    dtype: str
+    width: int
+
+
+@dataclass(frozen=True)
+class RoutingEntry:
+    """One layer of experts: how many there are, and how many of them a node uses."""
+
+    experts: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class SparseEntry:
+    """The model of sparse rows.
+
+    Args:
+        values_per_entry: Weights of its first layer that it copies together for one entry of a
+            row, by which a runtime bounds the memory of a call.
+    """
+
+    values_per_entry: int
+
+
+@dataclass(frozen=True)
+class StructureEntry:
+    """The table of a student that reads neighbours.
+
+    Args:
+        width: Values ``h`` of a row.
+        power: Power of the degree that the sum over neighbours is divided by: 0, 0.5 or 1.
+        blend: Degree at which neighbours and features count the same, 0 for no blend.
+        table_dtype: How rows are stored: ``"float32"``, or ``"int8"`` with a factor for each.
+        agreement: Share of the known nodes whose class is that of the table as it was trained.
+    """
+
+    width: int
+    power: float
+    blend: float
+    table_dtype: str
+    agreement: float
+
+
+@dataclass(frozen=True)
+class BandsEntry:
+    """What the models of a student that reads the bands of a graph transform tell of them.
+
+    Args:
+        count: Number of bands, the low-pass first; 0 where the models tell nothing.
+        layers: Layers that weigh bands against features, the output the last of them; 0 likewise.
+    """
+
+    count: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class NeighborhoodEntry:
+    """What a student that is itself a GNN looks at around a node.
+
+    Args:
+        hops: Its layers ``L``: nodes as far away as this count.
+        weights: How it weighs the edges into a node: ``"symmetric"``, one over the root of the
+            degrees at both ends, and ``"mean"``, one over the receiver's degree, the node itself
+            among its neighbours; ``"neighbor-mean"``, the same without itself; ``"attention"``
+            where it weighs them by what they say.
+        undirected: Whether each edge goes both ways, so also from a new node to its neighbours.
+    """
+
+    hops: int
+    weights: str
+    undirected: bool
+
+
+@dataclass(frozen=True)
+class CascadeEntry:
+    """Below which confidence the student defers, and what that gives on the validation nodes.
+
+    Args:
+        threshold: A node is deferred if its calibrated probability is below it; above 1 where no
+            confidence is enough for what was wanted, so that every node is deferred.
+        goal: What was wanted: ``"accuracy"`` of the nodes that are not deferred, or their share,
+            ``"coverage"``.
+        wanted: How much of it.
+        nodes: Number of validation nodes.
+        coverage: Share of them that is not deferred.
+        accuracy: The student's accuracy on those; ``None`` if there are none.
+        accuracy_lower: Its lower bound at 95 % (Clopper and Pearson's, one-sided), likewise.
+        together: Accuracy where the teacher answers the deferred ones; ``None`` without a teacher.
+        curve: Coverage, accuracy and threshold, from the surest nodes to all: three lists.
+    """
+
+    threshold: float
+    goal: str
+    wanted: float
+    nodes: int
+    coverage: float
+    accuracy: float | None
+    accuracy_lower: float | None
+    together: float | None
+    curve: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class StatisticsEntry:
+    """What the nodes that training observed are like, beside the arrays on their features.
+
+    Args:
+        nodes: How many they are.
+        degree: Share of them that has so many neighbours, by range of degrees.
+        classes: Share of them that the student answers with each class, in their order.
+    """
+
+    nodes: int
+    degree: Mapping[str, float]
+    classes: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and sha256 (hexadecimal) of one file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """The graph that a student was distilled from.
+
+    Args:
+        name: What the graph is called.
+        dataset: Name by which Limbeck loads it again, empty for a graph of the user's own.
+        source: Where it came from.
+        fingerprint: Digest of its nodes, edges and labels.
+        counts: Sizes worth printing; ``counts["nodes"]`` is the number of known nodes.
+    """
+
+    name: str
+    dataset: str
+    source: str
+    fingerprint: str
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``limbeck.json``.
+
+    Args:
+        format: Number of the format, 1 or 2.
+        limbeck: Version of Limbeck that wrote the bundle.
+        method: Name of the distillation method.
+        student: Name of the student's network.
+        classes: Name of each class, in the order of the logits.
+        inputs: What the student reads of a node.
+        routing: Its layers of experts that say where they send a node; none for other students.
+        sparse: The model of sparse rows, or ``None`` where there is none.
+        structure: The table of a student that reads neighbours; ``None`` for others.
+        bands: The bands of a student that reads them; ``None`` for others.
+        neighborhood: What a student that is itself a GNN looks at; ``None`` for others.
+        preprocessing: JSON form of the encoder that turns a table's row into features, or
+            ``None`` where the features came as an array.
+        hyper_parameters: Hyper-parameters of method and student.
+        teacher: What the student was distilled from.
+        setting: What of the graph training saw (``"inductive"``, ...).
+        scores: Measured scores of teacher and student.
+        latency: Measured latency in microseconds, or ``None`` where it was not measured.
+        temperature: Number that logits are divided by before the softmax.
+        graph: The graph that the student was distilled from.
+        versions: Versions of Python and of the packages that made the bundle.
+        files: Size and checksum of every file beside ``limbeck.json``, by name.
+        cascade: When the student defers; ``None`` where no goal was given.
+        statistics: What its nodes are like; ``None`` where that was not kept.
+    """
+
+    format: int
+    limbeck: str
+    method: str
+    student: str
+    classes: tuple[str, ...]
+    inputs: tuple[InputEntry, ...]
+    routing: tuple[RoutingEntry, ...]
+    sparse: SparseEntry | None
+    structure: StructureEntry | None
+    bands: BandsEntry | None
+    neighborhood: NeighborhoodEntry | None
+    preprocessing: Mapping[str, Any] | None
+    hyper_parameters: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+    setting: str
+    scores: Mapping[str, Any]
+    latency: Mapping[str, Any] | None
+    temperature: float
+    graph: GraphEntry
+    versions: Mapping[str, str]
+    files: Mapping[str, FileEntry]
+    cascade: CascadeEntry | None = None
+    statistics: StatisticsEntry | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of features ``F`` that the student reads."""
+        return self.inputs[0].width
+
+    @property
+    def position_width(self) -> int:
+        """Width ``d`` of the positional encoding that it reads, 0 for none."""
+        return self._width_of("position")
+
+    @property
+    def bands_width(self) -> int:
+        """Number of values ``w`` of bands that it reads, 0 for none."""
+        return self._width_of(BANDS)
+
+    def _width_of(self, name: str) -> int:
+        return sum(entry.width for entry in self.inputs if entry.name == name)

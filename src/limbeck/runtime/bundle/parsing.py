@@ -1,0 +1,309 @@
+"""``limbeck.json`` read: its fields with their types checked, and its seal."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from limbeck.errors import BundleError
+from limbeck.runtime.bundle.manifest import (
+    BANDS,
+    CARD,
+    COLD_MODEL,
+    EDGE_WEIGHTS,
+    GRAPH,
+    INPUTS,
+    MANIFEST,
+    MODEL,
+    NEIGHBORS,
+    SPARSE_MODEL,
+    BandsEntry,
+    CascadeEntry,
+    FileEntry,
+    GraphEntry,
+    InputEntry,
+    Manifest,
+    NeighborhoodEntry,
+    RoutingEntry,
+    SparseEntry,
+    StatisticsEntry,
+    StructureEntry,
+)
+
+# Far beyond any fitted temperature; within them, float32 neither overflows nor divides by zero.
+MIN_TEMPERATURE = 1e-6
+MAX_TEMPERATURE = 1e6
+
+# Names inside a bundle are plain: a listed file can lie in the bundle or in its store, nowhere
+# else, on any system.
+_FILE_NAME = re.compile(r"(?:store/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+T = TypeVar("T")
+
+
+def seal(body: bytes) -> bytes:
+    """The last bytes of ``limbeck.json``: the sha256 of all bytes before them."""
+    return b',\n  "sha256": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode("ascii")
+
+
+def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
+    """Check the fields of ``limbeck.json`` and give them their types.
+
+    Args:
+        document: The parsed JSON document.
+        where: Path of the file, for messages.
+
+    Raises:
+        BundleError: A field is missing or of the wrong form; the message names it.
+    """
+    top = _Fields(document, where)
+    graph = _Fields(top.get("graph", dict), where, "graph.")
+    calibration = _Fields(top.get("calibration", dict), where, "calibration.")
+    number = top.get("format", int)
+    files = _parse_files(top)
+    inputs = _parse_inputs(top)
+    return Manifest(
+        format=number,
+        limbeck=top.get("limbeck", str),
+        method=top.get("method", str),
+        student=top.get("student", str),
+        classes=top.strings("classes"),
+        inputs=inputs,
+        routing=_parse_routing(top) if number > 1 else (),
+        sparse=_parse_sparse(top, files) if number > 1 else None,
+        structure=_parse_structure(top) if inputs[-1].name == NEIGHBORS else None,
+        bands=_parse_bands(top, files) if inputs[-1].name == BANDS else None,
+        neighborhood=_parse_neighborhood(top) if inputs[-1].name == GRAPH else None,
+        preprocessing=top.optional("preprocessing", dict),
+        hyper_parameters=top.get("hyper_parameters", dict),
+        teacher=top.get("teacher", dict),
+        setting=top.get("setting", str),
+        scores=top.get("scores", dict),
+        latency=top.optional("latency", dict),
+        temperature=calibration.temperature("temperature"),
+        graph=GraphEntry(
+            name=graph.get("name", str),
+            dataset=graph.get("dataset", str),
+            source=graph.get("source", str),
+            fingerprint=graph.get("fingerprint", str),
+            counts=_parse_counts(graph),
+        ),
+        versions=top.get("versions", dict),
+        files=files,
+        cascade=_parse_cascade(top),
+        statistics=_parse_statistics(top),
+    )
+
+
+class _Fields:
+    """The fields of one JSON object, taken out with their types checked."""
+
+    def __init__(self, document: Mapping[str, Any], where: Path, prefix: str = "") -> None:
+        self.document = document
+        self.where = where
+        self.prefix = prefix
+
+    def wrong(self, name: str, expected: str) -> BundleError:
+        """The error for field ``name``, which is not ``expected``."""
+        return BundleError(f"{self.where}: the field {self.prefix + name!r} must be {expected}.")
+
+    def get(self, name: str, kind: type[T]) -> T:
+        """Field ``name`` of exactly that type (a JSON ``true`` is no integer)."""
+        value = self.document.get(name)
+        if type(value) is not kind:
+            raise self.wrong(name, _JSON_NAMES[kind])
+        return value
+
+    def optional(self, name: str, kind: type[T]) -> T | None:
+        """As :meth:`get`, or ``None`` for a JSON ``null``."""
+        if name in self.document and self.document[name] is None:
+            return None
+        return self.get(name, kind)
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        """A list of different strings, at least one."""
+        values = self.get(name, list)
+        if not values or not all(type(value) is str for value in values):
+            raise self.wrong(name, "a list of strings, at least one")
+        if len(set(values)) != len(values):
+            raise self.wrong(name, "a list of different strings")
+        return tuple(values)
+
+    def entries(self, name: str) -> list[_Fields]:
+        """A list of objects."""
+        values = self.get(name, list)
+        if not all(type(value) is dict for value in values):
+            raise self.wrong(name, "a list of objects")
+        return [_Fields(value, self.where, f"{self.prefix}{name}.") for value in values]
+
+    def choice(self, name: str, *values: str) -> str:
+        """One of some strings."""
+        value = self.get(name, str)
+        if value not in values:
+            raise self.wrong(name, " or ".join(map(repr, values)))
+        return value
+
+    def number(self, name: str, least: float, most: float) -> float:
+        """A number between two others."""
+        value = self.document.get(name)
+        # a JSON `true` is no number
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(name, "a number")
+        if not least <= value <= most:
+            raise self.wrong(name, f"between {least:g} and {most:g}")
+        return float(value)
+
+    def temperature(self, name: str) -> float:
+        """A number that logits can be divided by in float32."""
+        return self.number(name, MIN_TEMPERATURE, MAX_TEMPERATURE)
+
+    def share(self, name: str) -> float | None:
+        """A number between 0 and 1, or ``None``."""
+        return None if self.document.get(name) is None else self.number(name, 0.0, 1.0)
+
+    def shares(self, name: str, most: float = 1.0) -> tuple[float, ...]:
+        """A list of numbers between 0 and ``most``."""
+        values = self.get(name, list)
+        entries = _Fields(dict(enumerate(values)), self.where, f"{self.prefix}{name}.")  # type: ignore[arg-type]
+        return tuple(entries.number(place, 0.0, most) for place in entries.document)
+
+    def count(self, name: str, least: int = 0) -> int:
+        """An integer of at least ``least``."""
+        value = self.get(name, int)
+        if value < least:
+            raise self.wrong(name, f"an integer of at least {least}")
+        return value
+
+
+_JSON_NAMES: dict[type, str] = {
+    bool: "true or false",
+    int: "an integer",
+    str: "a string",
+    dict: "an object",
+    list: "a list",
+}
+
+
+def _parse_input(entry: _Fields) -> InputEntry:
+    parsed = InputEntry(entry.get("name", str), entry.get("dtype", str), entry.count("width"))
+    dtypes = {
+        **dict.fromkeys((*INPUTS, BANDS), "float32"),
+        **dict.fromkeys((NEIGHBORS, GRAPH), "int64"),
+    }
+    if dtypes.get(parsed.name) != parsed.dtype or parsed.width == 0:
+        wanted = " or ".join(f"{name!r} of dtype {dtype!r}" for name, dtype in dtypes.items())
+        raise entry.wrong("name", f"{wanted}, and of a width of at least 1")
+    return parsed
+
+
+def _parse_inputs(top: _Fields) -> tuple[InputEntry, ...]:
+    parsed = tuple(_parse_input(entry) for entry in top.entries("inputs"))
+    names = tuple(entry.name for entry in parsed)
+    behind = (*INPUTS[1:], NEIGHBORS, BANDS, GRAPH)
+    if names != INPUTS[:1] and names not in [(INPUTS[0], name) for name in behind]:
+        raise top.wrong("inputs", f"x, then nothing or one of {', '.join(behind)}")
+    return parsed
+
+
+def _parse_structure(top: _Fields) -> StructureEntry:
+    fields = _Fields(top.get("structure", dict), top.where, "structure.")
+    dtype = fields.choice("table_dtype", "float32", "int8")
+    power = fields.number("power", 0.0, 1.0)
+    blend = fields.number("blend", 0.0, float("inf"))
+    agreement = fields.number("agreement", 0.0, 1.0)
+    return StructureEntry(fields.count("width", 1), power, blend, dtype, agreement)
+
+
+def _parse_bands(top: _Fields, files: Mapping[str, FileEntry]) -> BandsEntry:
+    if COLD_MODEL not in files:
+        raise BundleError(f"{top.where} does not list the file {COLD_MODEL!r}.")
+    fields = _Fields(top.get("bands", dict), top.where, "bands.")
+    return BandsEntry(fields.count("count"), fields.count("layers"))
+
+
+def _parse_neighborhood(top: _Fields) -> NeighborhoodEntry:
+    fields = _Fields(top.get("neighborhood", dict), top.where, "neighborhood.")
+    weights = fields.choice("weights", *EDGE_WEIGHTS)
+    return NeighborhoodEntry(fields.count("hops", 1), weights, fields.get("undirected", bool))
+
+
+def _parse_routing(top: _Fields) -> tuple[RoutingEntry, ...]:
+    parsed = []
+    for entry in top.entries("routing"):
+        layer = RoutingEntry(entry.count("experts", 1), entry.count("top_k", 1))
+        if layer.top_k > layer.experts:
+            raise entry.wrong("top_k", f"at most the number of experts, {layer.experts}")
+        parsed.append(layer)
+    return tuple(parsed)
+
+
+def _parse_sparse(top: _Fields, files: Mapping[str, FileEntry]) -> SparseEntry | None:
+    document = top.optional("sparse", dict)
+    if (document is None) != (SPARSE_MODEL not in files):
+        raise top.wrong("sparse", f"an object if the file {SPARSE_MODEL!r} is listed, or null")
+    if document is None:
+        return None
+    return SparseEntry(_Fields(document, top.where, "sparse.").count("values_per_entry", 1))
+
+
+def _parse_cascade(top: _Fields) -> CascadeEntry | None:
+    document = top.document.get("cascade")
+    if document is None:  # of a bundle without a goal, or older than cascades
+        return None
+    fields = _Fields(top.get("cascade", dict), top.where, "cascade.")
+    points = _Fields(fields.get("curve", dict), top.where, "cascade.curve.")
+    curve = {name: points.shares(name, 2.0) for name in ("coverage", "accuracy", "threshold")}
+    if len({len(values) for values in curve.values()}) != 1:
+        raise fields.wrong("curve", "three lists of the same length")
+    return CascadeEntry(
+        threshold=fields.number("threshold", 0.0, 2.0),
+        goal=fields.choice("goal", "accuracy", "coverage"),
+        wanted=fields.number("wanted", 0.0, 1.0),
+        nodes=fields.count("nodes", 1),
+        coverage=fields.number("coverage", 0.0, 1.0),
+        accuracy=fields.share("accuracy"),
+        accuracy_lower=fields.share("accuracy_lower"),
+        together=fields.share("together"),
+        curve=curve,
+    )
+
+
+def _parse_statistics(top: _Fields) -> StatisticsEntry | None:
+    if top.document.get("statistics") is None:  # likewise
+        return None
+    fields = _Fields(top.get("statistics", dict), top.where, "statistics.")
+    degree = _Fields(fields.get("degree", dict), top.where, "statistics.degree.")
+    return StatisticsEntry(
+        fields.count("nodes", 1),
+        {name: degree.number(name, 0.0, 1.0) for name in degree.document},
+        fields.shares("classes"),
+    )
+
+
+def _parse_counts(graph: _Fields) -> dict[str, int]:
+    counts = _Fields(graph.get("counts", dict), graph.where, "graph.counts.")
+    counts.count("nodes")
+    return {name: counts.count(name) for name in counts.document}
+
+
+def _parse_files(top: _Fields) -> dict[str, FileEntry]:
+    files = _Fields(top.get("files", dict), top.where, "files.")
+    parsed = {}
+    for name in files.document:
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise BundleError(
+                f"{top.where} lists the file {name!r}, which is no name of a file in a bundle."
+            )
+        entry = _Fields(files.get(name, dict), top.where, f"files.{name}.")
+        digest = entry.get("sha256", str)
+        if not _SHA256.fullmatch(digest):
+            raise entry.wrong("sha256", "64 hexadecimal digits")
+        parsed[name] = FileEntry(digest, entry.count("bytes"))
+    for name in (MODEL, CARD):
+        if name not in parsed:
+            raise BundleError(f"{top.where} does not list the file {name!r}.")
+    return parsed
