@@ -23,9 +23,12 @@ ALLOWED = {
     "teachers": {"errors", "graphs", "training", "students", "registry"},
     "methods": {"errors", "graphs", "training", "students", "teachers", "registry"},
     "runtime": {"errors", "features"},
-    "export": {"errors", "graphs", "students", "runtime"},
+    "scoring": {"errors", "features", "table_files", "runtime"},
+    "serving": {"errors", "features", "table_files", "runtime"},
+    "export": {"errors", "graphs", "students", "teachers", "runtime"},
     "evaluation": {
         "errors",
+        "features",
         "graphs",
         "training",
         "students",
@@ -49,7 +52,7 @@ ALLOWED = {
     },
 }
 
-ANSWERING = ("errors", "features", "table_files", "runtime")
+ANSWERING = ("errors", "features", "table_files", "runtime", "scoring", "serving")
 
 
 def room_of(module: str) -> str:

@@ -1,0 +1,67 @@
+"""A server as processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from limbeck.runtime import load_bundle
+from limbeck.serving.app import create_app
+from limbeck.serving.models import check_folder
+from limbeck.serving.settings import Settings
+
+SETTINGS = "LIMBECK_SERVE"
+"""Variable of the environment in which worker processes find their settings."""
+
+STOP_SECONDS = 30
+"""How long requests may take after SIGTERM before they are cut off."""
+
+
+def serve(settings: Settings, host: str, port: int, workers: int) -> None:
+    """Run a server until SIGTERM or SIGINT; requests that have begun are answered.
+
+    Every bundle is checked before the port is opened.
+
+    Args:
+        settings: What the server is told; the plan is made in a folder of its own if it is empty.
+        host: Address to listen on.
+        port: Port to listen on.
+        workers: Number of processes.
+
+    Raises:
+        BundleError: A bundle or an overlay cannot be read.
+        OutputError: An overlay cannot be written.
+    """
+    check_folder(settings.overlay)
+    for path in settings.bundles.values():
+        load_bundle(path)
+    with tempfile.TemporaryDirectory(prefix="limbeck-serve-") as folder:
+        settings = dataclasses.replace(settings, plan=settings.plan or f"{folder}/plan.json")
+        os.environ[SETTINGS] = settings.to_json()
+        if workers > 1:
+            counted = Path(folder) / "metrics"
+            counted.mkdir()
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counted)
+        uvicorn.run(
+            "limbeck.serving.run:app_of_worker",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+
+
+def app_of_worker() -> ASGIApp:
+    """The application of one worker process."""
+    return create_app(Settings.from_json(os.environ[SETTINGS]))
