@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from limbeck.features import FeatureEncoder
+    from limbeck.graphs.rewire import SurgeryOptions
 
 SplitRule = Literal["fixed", "columns", "per-class", "random"]
 
@@ -35,6 +36,8 @@ class GraphInfo:
             mean and deviation of its *observed* nodes; ``None`` for none.
         dataset: Name by which :func:`limbeck.load_graph` loads it again and whose presets apply;
             ``""`` for a graph of the user's own.
+        surgery: Graph surgery that every view of the graph applies to what it observes; ``None``
+            for none. The graph's own edges are those before it.
         notes: Further facts worth printing (directed, licence, what was dropped).
     """
 
@@ -46,6 +49,7 @@ class GraphInfo:
     encoder: FeatureEncoder | None = None
     scaled_columns: npt.NDArray[np.int64] | None = None
     dataset: str = ""
+    surgery: SurgeryOptions | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from limbeck.errors import GraphError, OptionError, unknown_name
 from limbeck.graphs.checks import check_graph
 from limbeck.graphs.datasets import DATASETS, load_dataset
 from limbeck.graphs.info import GraphInfo, SplitRule
+from limbeck.graphs.rewire import SurgeryOptions
 from limbeck.graphs.tables import read_folder
 
 
@@ -28,7 +30,10 @@ def load_graph(
     Args:
         source: The name of a data set (``"cora"``, ``"cora:geom-gcn/3"``; see
             ``limbeck datasets``), the path of a folder that holds node and edge tables, or a PyG
-            ``Data`` with ``x``, ``edge_index``, ``y`` and masks if it has a split of its own.
+            ``Data`` with ``x``, ``edge_index``, ``y`` and masks if it has a split of its own. A
+            name or path followed by ``+sdrf`` (``"cora+sdrf/20"``, ``"texas+sdrf/0.1"``) asks for
+            graph surgery: each view rewires what it observes, see
+            :class:`limbeck.graphs.rewire.SurgeryOptions`.
         data_root: Folder of the named data sets in PyG's raw layout; ``LIMBECK_DATA`` by default.
         **table_options: How to read a folder; see :func:`limbeck.graphs.tables.read_tables`.
 
@@ -42,6 +47,17 @@ def load_graph(
     if isinstance(source, Data | HeteroData):
         _no_table_options(table_options, "a PyG Data")
         return from_data(source)
+    text, plus, suffix = os.fspath(source).rpartition("+")
+    if plus and not Path(source).exists():  # the folder of a user may have a plus in its name
+        surgery = SurgeryOptions.from_suffix(suffix)
+        graph = load_graph(text, data_root=data_root, **table_options)
+        graph.info = replace(
+            graph.info,
+            name=f"{graph.info.name}+{suffix.replace('/', '-')}",
+            dataset=f"{graph.info.dataset}+{suffix}" if graph.info.dataset else "",
+            surgery=surgery,
+        )
+        return graph
     text = os.fspath(source)
     if text.split(":")[0] in DATASETS:
         _no_table_options(table_options, f"the data set {text!r}")

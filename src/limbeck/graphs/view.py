@@ -28,6 +28,7 @@ from torch_geometric.utils import subgraph
 from limbeck.errors import OptionError, SplitError, unknown_name
 from limbeck.graphs.checks import check_kind
 from limbeck.graphs.info import GraphInfo
+from limbeck.graphs.rewire import rewire_view
 from limbeck.graphs.sparse import is_csr, take_rows, with_values
 from limbeck.graphs.splits import split_nodes
 
@@ -218,7 +219,7 @@ def make_view(
     if scaling is not None:
         observed.x = scaling.apply(observed.x)
         everything.x = scaling.apply(everything.x)
-    return View(
+    view = View(
         setting=known,
         seed=seed,
         graph=graph,
@@ -232,6 +233,8 @@ def make_view(
         unseen_share=unseen,
         scaling=scaling,
     )
+    surgery = graph.info.surgery
+    return view if surgery is None else rewire_view(view, surgery)
 
 
 def _observed_first(

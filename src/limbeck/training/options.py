@@ -57,12 +57,13 @@ def read_presets(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
 def preset(file: Path, name: str, graph: str, setting: str = "transductive") -> dict[str, Any]:
     """Options of ``name`` for a graph: its ``default`` overlaid by the graph's own entry.
 
-    The graph's name is used without its split: ``cora:geom-gcn/3`` looks for ``cora``, then
-    ``cora:geom-gcn``. In a setting that cuts nodes away, ``cora@inductive`` comes on top.
+    The graph's name is used without its split and surgery: ``cora:geom-gcn/3+sdrf`` looks for
+    ``cora``, then ``cora:geom-gcn``. In a setting that cuts nodes away, ``cora@inductive`` comes on
+    top.
     """
     entries = read_presets(file).get(name, {})
     chosen = dict(entries.get("default", {}))
-    whole = graph.split("/")[0]
+    whole = graph.split("+")[0].split("/")[0]
     keys = dict.fromkeys((whole.split(":")[0], whole))
     for key in keys:
         chosen.update(entries.get(key, {}))
