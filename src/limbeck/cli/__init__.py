@@ -11,7 +11,22 @@ from pathlib import Path
 from cyclopts import App, CycloptsError
 
 import limbeck
-from limbeck.cli import bench, datasets, demo, distill, inspect, latency, names, predict, profile
+from limbeck.cli import (
+    audit,
+    bench,
+    datasets,
+    demo,
+    distill,
+    inspect,
+    latency,
+    names,
+    predict,
+    probe,
+    profile,
+    rewire,
+    score,
+    serve,
+)
 from limbeck.errors import LimbeckError, missing_extra
 
 app = App(
@@ -26,11 +41,16 @@ app.command(datasets.datasets)
 app.command(names.methods)
 app.command(names.teachers)
 app.command(profile.profile)
+app.command(rewire.rewire)
 app.command(distill.distill)
 app.command(bench.bench)
+app.command(probe.probe)
 app.command(inspect.inspect)
 app.command(predict.predict)
+app.command(score.score)
+app.command(audit.audit)
 app.command(latency.latency)
+app.command(serve.serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
