@@ -76,3 +76,10 @@ def test_logits_that_no_temperature_changes_keep_theirs() -> None:
 def test_refuses_unlabelled_nodes() -> None:
     with pytest.raises(InputError, match="score labelled nodes only"):
         fit_temperature(torch.eye(2), torch.tensor([0, -1]))
+
+
+def test_temperature_of_several_labels_is_that_of_their_questions() -> None:
+    torch.manual_seed(0)
+    labels = (torch.rand(400, 3) < torch.tensor([0.2, 0.5, 0.7])).float()
+    honest = torch.tensor([0.2, 0.5, 0.7]).logit().expand(400, 3)
+    assert fit_temperature(4 * honest, labels) == pytest.approx(4.0, rel=0.25)

@@ -15,6 +15,8 @@ from limbeck.evaluation.metrics import (
     cut_consistency,
     expected_calibration_error,
     macro_f1,
+    multilabel_f1,
+    multilabel_roc_auc,
     roc_auc,
     score,
 )
@@ -218,3 +220,41 @@ def test_refuses_a_teacher_that_is_not_finite() -> None:
 def test_cut_consistency_refuses_edges_of_other_nodes() -> None:
     with pytest.raises(InputError, match="from 0 to 4"):
         cut_consistency(PROBS, torch.tensor([[0], [4]]))
+
+
+# -- several labels per node
+
+
+MANY = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+THEIRS = torch.tensor([[2.0, 1.0, -1.0], [3.0, -1.0, -1.0], [-2.0, 2.0, -1.0]])
+
+
+def test_f1_of_several_labels_by_hand() -> None:
+    """Found 3, missed 1 (node 1, label 1), too many 1 (node 0, label 1)."""
+    assert multilabel_f1(THEIRS, MANY, "micro") == pytest.approx(6 / 8)
+    # label 0: 1; label 1: one of each, 1/2; label 2, which nobody has: 0
+    assert multilabel_f1(THEIRS, MANY, "macro") == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+def test_roc_auc_of_several_labels_leaves_out_what_all_lack() -> None:
+    # label 0: both that have it above the other, 1; label 1: (-1, 2) against 1, 1/2
+    assert multilabel_roc_auc(THEIRS, MANY) == pytest.approx(0.75)
+    assert multilabel_roc_auc(THEIRS, torch.zeros(3, 3)) is None
+
+
+def test_score_of_several_labels_is_over_decisions() -> None:
+    scores = score(THEIRS, MANY, -THEIRS)
+    assert scores["accuracy"] == pytest.approx(6 / 8)
+    assert scores["agreement"] == 0.0
+    p = THEIRS.double().sigmoid()
+    assert scores["brier"] == pytest.approx(float(2 * (p - MANY).square().mean()))
+    assert scores["num_nodes"] == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [(MANY[:2], "give each label of each row"), (MANY - 1, "ones and zeros")],
+)
+def test_labels_that_cannot_be_scored(labels: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        score(THEIRS, labels)

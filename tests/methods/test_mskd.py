@@ -22,7 +22,6 @@ from limbeck.methods.mskd import (
     LearnedAttention,
     cosine_attention,
     gate_loss,
-    mixed_soft_target_loss,
     released_weights,
 )
 from limbeck.teachers import Teacher, knowledge_from
@@ -30,6 +29,7 @@ from limbeck.teachers.gcn import GCN
 from limbeck.testing import check_method, small_graph
 from limbeck.testing.methods import same_weights
 from limbeck.training.loop import seeded
+from limbeck.training.tasks import ONE_CLASS
 
 SMALL = {"hidden_channels": 16, "num_layers": 3, "max_epochs": 6, "dropout": 0.2}
 
@@ -285,7 +285,7 @@ def test_mixed_soft_targets():
     for k in range(2):
         one = torch.zeros(20, 2)
         one[:, k] = 1
-        mixed = mixed_soft_target_loss(ours, theirs, one, 2.0)
+        mixed = ONE_CLASS.mixed_soft_loss(ours, theirs, one, 2.0)
         assert float(mixed) == pytest.approx(float(soft_target_loss(ours, theirs[:, k], 2.0)))
 
 

@@ -263,12 +263,24 @@ def test_each_listed_file_is_checked_and_named(write_tiny: Callable[..., Path], 
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("number", [0, 3, "2", True, None, 2.0])
+@pytest.mark.parametrize("number", [0, 4, "2", True, None, 2.0])
 def test_unknown_format(write_tiny: Callable[..., Path], number: Any) -> None:
     bundle = write_tiny()
     edit_manifest(bundle, lambda document: document.update(format=number))
-    with pytest.raises(BundleError, match=r"limbeck\.json is of format .* reads formats 1 and 2"):
+    with pytest.raises(BundleError, match=r"limbeck\.json is of format .* reads formats 1, 2, 3"):
         open_bundle(bundle)
+
+
+@pytest.mark.parametrize("task", [None, "both", 1])
+def test_format_3_says_its_task(write_tiny: Callable[..., Path], task: Any) -> None:
+    bundle = write_tiny()
+    edit_manifest(bundle, lambda document: document.update(format=3, task=task))
+    with pytest.raises(BundleError, match="the field 'task' must be"):
+        open_bundle(bundle)
+    edit_manifest(bundle, lambda document: document.update(task="labels"))
+    assert open_bundle(bundle).manifest.several_labels
+    edit_manifest(bundle, lambda document: document.update(format=2))
+    assert not open_bundle(bundle).manifest.several_labels
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"format": NaN}', "\udcff", "nul"])

@@ -146,7 +146,8 @@ def _show(run: Run, view: View, path: Path) -> None:
         scores = {**members, "student": scores["student"]}
     rows = []
     for name in ("val_accuracy", "test_accuracy", "test_macro_f1", "ece", "agreement"):
-        rows.append([name, *[percent(figures.get(name)) for figures in scores.values()]])
+        shown = name.replace("accuracy", scores["student"]["metric"])
+        rows.append([shown, *[percent(figures.get(name)) for figures in scores.values()]])
     where = f"{view.info.name}, {view.setting}, seed {view.seed}"
     columns = ("%", *[run.method.name if who == "student" else who for who in scores])
     show_table(f"{run.method.name} on {where}", columns, rows, f"bundle: {path}")

@@ -36,7 +36,7 @@ def inspect(bundle: Path, *, json: bool = False) -> None:
         ("setting", manifest.setting),
         ("graph", f"{manifest.graph.name} ({manifest.graph.source})"),
         ("known nodes", manifest.graph.counts.get("nodes")),
-        ("classes", ", ".join(manifest.classes)),
+        ("labels, any of" if manifest.several_labels else "classes", ", ".join(manifest.classes)),
         ("reads", ", ".join(f"{i.name} [{i.width}] {i.dtype}" for i in manifest.inputs)),
         ("experts", _experts(manifest.routing)),
         ("temperature", f"{manifest.temperature:.4f}"),

@@ -22,11 +22,11 @@ def predict(
     nodes: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     input: Path | None = None,
     neighbors: str | None = None,
-    top: int = 1,
+    top: int | None = None,
     explain: bool = False,
     json: bool = False,
 ) -> None:
-    """Print the classes of known nodes, or of new nodes in a table.
+    """Print the classes or labels of known nodes, or of new nodes in a table.
 
     Args:
         bundle: Folder of the bundle.
@@ -37,7 +37,8 @@ def predict(
             read them, such as those of sa-mlp, or positions: lists, or text in which spaces, commas
             or semicolons part the ids. A row may be empty. Ids that the bundle does not know are
             ignored.
-        top: Number of classes to print per node.
+        top: Number of classes or labels to print per node, the most probable first; by default the
+            class, or all labels with a probability above one half.
         explain: Print also why: for students of experts, such as those of rbm and moe, the experts
             that each layer sends a node to, with their gates; for students that read neighbours,
             such as those of sa-mlp, how much these count, and which moved the answer most; for
@@ -53,7 +54,7 @@ def predict(
         raise OptionError("give either --nodes (known nodes) or --input (a table of new nodes).")
     if neighbors is not None and input is None:
         raise OptionError("--neighbors names a column of the table --input: give that, too.")
-    if top < 1:
+    if top is not None and top < 1:
         raise OptionError(f"option --top is {top}: it must be at least 1.")
     student = limbeck.load(bundle)
     request = (
@@ -64,13 +65,16 @@ def predict(
     probabilities = student.predict_proba(**request)
     reasons = reasons_of(student.explain(**request), len(probabilities)) if explain else []
     names = list(range(len(probabilities))) if input is not None else request["nodes"]
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    several = student.manifest.several_labels
+    counts = (probabilities > 0.5).sum(axis=1) if several else np.ones(len(order), dtype=int)
+    shown = [row[: count if top is None else top] for row, count in zip(order, counts, strict=True)]
     answers: list[dict[str, Any]] = [
         {
             "node": name,
             "classes": [{"class": student.classes[c], "probability": float(row[c])} for c in best],
         }
-        for name, row, best in zip(names, probabilities, order, strict=True)
+        for name, row, best in zip(names, probabilities, shown, strict=True)
     ]
     for answer, reason in zip(answers, reasons, strict=bool(reasons)):
         answer |= reason
@@ -79,18 +83,28 @@ def predict(
         return
     columns = [
         "node" if input is None else "row",
-        *[f"class {i + 1}" for i in range(min(top, len(student.classes)))],
+        *(["labels"] if several else [f"class {i + 1}" for i in range(_width(shown))]),
         *_reason_columns(reasons),
     ]
     rows = [
         [
             answer["node"],
-            *[f"{c['class']} ({c['probability']:.4f})" for c in answer["classes"]],
+            *_answer_cells(answer["classes"], several=several),
             *_reason_cells(answer),
         ]
         for answer in answers
     ]
     show_table(str(bundle), columns, rows)
+
+
+def _width(shown: list[Any]) -> int:
+    return max(map(len, shown), default=1)
+
+
+def _answer_cells(classes: list[dict[str, Any]], *, several: bool) -> list[str]:
+    """A cell per class, or one with all labels of a node."""
+    cells = [f"{c['class']} ({c['probability']:.4f})" for c in classes]
+    return [", ".join(cells) or "none"] if several else cells
 
 
 def _reason_columns(reasons: list[dict[str, Any]]) -> list[str]:

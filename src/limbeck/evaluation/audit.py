@@ -138,12 +138,14 @@ def audit(
             agreement with.
 
     Raises:
-        BundleError: The bundle keeps no statistics: it was made before Limbeck kept them.
+        BundleError: The bundle keeps no statistics: it was made before Limbeck kept them; or its
+            student gives nodes several labels.
         GraphError: The graph's features are not those that the student reads.
         TeacherError: The teacher's logits do not fit the graph.
     """
     opened = open_bundle(bundle)
     student = load_bundle(bundle, verify=False)
+    opened.manifest.require_one_class("the audit")
     before = opened.manifest.statistics
     if before is None:
         raise BundleError(

@@ -58,6 +58,7 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("teacher", pa.string()),
         ("method", pa.string()),
+        ("metric", pa.string()),
         ("val_accuracy", pa.float64()),
         ("test_accuracy", pa.float64()),
         ("test_macro_f1", pa.float64()),
@@ -107,6 +108,9 @@ class TeacherVariant(Options):
 
 class Bench(Options):
     """What a table holds.
+
+    Where nodes have several labels, the columns ``val_accuracy`` and ``test_accuracy`` hold
+    micro-F1; the column ``metric`` says which it is.
 
     Args:
         graphs: Names of data sets or folders of tables.

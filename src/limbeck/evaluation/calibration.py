@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from limbeck.evaluation.metrics import require_scorable
+from limbeck.evaluation.metrics import questions, require_scorable
 
 #: Temperatures that :func:`fit_temperature` can return, lowest and highest.
 TEMPERATURES = (0.05, 20.0)
@@ -26,7 +26,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Args:
         logits: Logits of validation nodes, float ``[N, C]``.
-        labels: Their labels, int64 ``[N]``.
+        labels: Their labels, int64 ``[N]``; or ones and zeros ``[N, C]`` for several labels, each
+            a question of two classes with a logit of 0 for no.
 
     Returns:
         The temperature, between 0.05 and 20. It is 1 if every node is classified correctly: the
@@ -37,6 +38,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         InputError: If there is no node, a label is outside ``0 .. C-1``, a logit is not finite
             or the lengths differ.
     """  # noqa: D205
+    if labels.dim() == 2:
+        logits, labels = questions(logits, labels)
     logits, labels = require_scorable(logits, labels)
     if bool((logits.argmax(dim=1) == labels).all()):
         return 1.0

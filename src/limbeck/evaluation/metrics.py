@@ -3,9 +3,15 @@ r"""Figures of merit of logits against labels, and of a student against its teac
 Every function takes torch tensors and returns a Python float. Rows are nodes: ``logits`` is
 ``[N, C]`` of any float type, ``labels`` is int64 ``[N]`` with values ``0 .. C-1``. All shares lie
 between 0 and 1; a table multiplies them by 100.
+
+Where nodes have several labels (``labels`` float ``[N, C]``), :func:`score` asks
+:func:`multilabel_f1` and :func:`multilabel_roc_auc`, and otherwise the same functions as for
+classes, about the :func:`questions` of yes or no that such labels are.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, roc_auc_score
@@ -58,6 +64,65 @@ def roc_auc(logits: Tensor, labels: Tensor) -> float | None:
     if logits.shape[1] != 2 or len(torch.unique(labels)) != 2:
         return None
     return float(roc_auc_score(labels.numpy(), (logits[:, 1] - logits[:, 0]).numpy()))
+
+
+def multilabel_f1(logits: Tensor, labels: Tensor, average: Literal["micro", "macro"]) -> float:
+    """F1 score of several labels per node; a node is given the labels with a logit above 0.
+
+    Args:
+        logits: Float ``[N, C]``.
+        labels: Ones and zeros, ``[N, C]``.
+        average: ``"micro"``: over all nodes and labels at once, PPI's usual figure; ``"macro"``:
+            the mean over the labels, 0 for one that no node has or is given.
+
+    Raises:
+        InputError: If there is no node, a label is neither one nor zero, a logit is not finite or
+            the shapes differ. The same holds for the other functions of several labels.
+    """
+    logits, labels = require_scorable_labels(logits, labels)
+    answer = (logits > 0).numpy()
+    return float(f1_score(labels.numpy(), answer, average=average, zero_division=0))
+
+
+def multilabel_roc_auc(logits: Tensor, labels: Tensor) -> float | None:
+    """Area under the ROC curve, the mean over the labels that some nodes have and others lack.
+
+    Args:
+        logits: Float ``[N, C]``.
+        labels: Ones and zeros, ``[N, C]``.
+
+    Returns:
+        The mean; ``None`` if there is no such label.
+    """
+    logits, labels = require_scorable_labels(logits, labels)
+    both = (labels.max(0).values > labels.min(0).values).nonzero().flatten()
+    if len(both) == 0:
+        return None
+    return float(roc_auc_score(labels[:, both].numpy(), logits[:, both].numpy(), average="macro"))
+
+
+def questions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Several labels as questions of two classes, no and yes, one per node and label.
+
+    With logits :math:`(0, z)` the softmax of a question is :math:`\sigma(z)`, so what is defined
+    for classes holds for labels: accuracy is the share of right decisions, and a temperature
+    divides :math:`z`.
+
+    Args:
+        logits: Float ``[N, C]``.
+        labels: Ones and zeros, ``[N, C]``.
+
+    Returns:
+        Logits ``[N C, 2]`` and int64 labels ``[N C]``, node by node.
+    """
+    logits, labels = require_scorable_labels(logits, labels)
+    return decisions(logits), labels.long().flatten()
+
+
+def decisions(logits: Tensor) -> Tensor:
+    """The logits of :func:`questions`, ``[N C, 2]``."""
+    yes = logits.flatten()
+    return torch.stack([torch.zeros_like(yes), yes], dim=1)
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = ECE_BINS) -> float:
@@ -165,15 +230,29 @@ def score(
 
     Args:
         logits: Float ``[N, C]``.
-        labels: int64 ``[N]``.
+        labels: int64 ``[N]``; or ones and zeros ``[N, C]`` for several labels per node, of which
+            ``accuracy`` is micro-F1, ``macro_f1`` and ``roc_auc`` are means over the labels, and
+            ``ece``, ``brier`` and ``agreement`` are over the single decisions.
         teacher_logits: Float ``[N, C]``, of the same nodes; without it agreement is ``None``.
 
     Returns:
         ``accuracy``, ``macro_f1``, ``roc_auc`` (``None`` unless there are two classes), ``ece``,
         ``brier``, ``agreement`` and ``num_nodes``.
     """
+    if labels.dim() == 2:
+        ours, right = questions(logits, labels)
+        theirs = None if teacher_logits is None else decisions(teacher_logits)
+        return {
+            "accuracy": main_score(logits, labels),
+            "macro_f1": multilabel_f1(logits, labels, "macro"),
+            "roc_auc": multilabel_roc_auc(logits, labels),
+            "ece": expected_calibration_error(ours, right),
+            "brier": brier_score(ours, right),
+            "agreement": None if theirs is None else agreement(ours, theirs),
+            "num_nodes": len(labels),
+        }
     return {
-        "accuracy": accuracy(logits, labels),
+        "accuracy": main_score(logits, labels),
         "macro_f1": macro_f1(logits, labels),
         "roc_auc": roc_auc(logits, labels),
         "ece": expected_calibration_error(logits, labels),
@@ -181,6 +260,18 @@ def score(
         "agreement": None if teacher_logits is None else agreement(logits, teacher_logits),
         "num_nodes": len(labels),
     }
+
+
+def main_score(logits: Tensor, labels: Tensor) -> float:
+    """What tables call accuracy: :func:`accuracy`, or micro-F1 where nodes have several labels.
+
+    Args:
+        logits: Float ``[N, C]``.
+        labels: int64 ``[N]``, or ones and zeros ``[N, C]``.
+    """
+    if labels.dim() == 2:
+        return multilabel_f1(logits, labels, "micro")
+    return accuracy(logits, labels)
 
 
 def require_scorable(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,6 +292,23 @@ def require_scorable(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"{logits.shape[1]} classes: score labelled nodes only, with labels from 0 to "
             f"{logits.shape[1] - 1}."
         )
+    return logits.detach().cpu().double(), labels.detach().cpu()
+
+
+def require_scorable_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`require_scorable`, for several labels per node.
+
+    Raises:
+        InputError: If they cannot be scored; see :func:`multilabel_f1`.
+    """
+    _require_logits(logits)
+    if labels.shape != logits.shape:
+        raise InputError(
+            f"there are {_shape(labels)} labels for logits of shape {_shape(logits)}: "
+            "give each label of each row."
+        )
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        raise InputError("labels must be ones and zeros: score nodes whose labels are known only.")
     return logits.detach().cpu().double(), labels.detach().cpu()
 
 

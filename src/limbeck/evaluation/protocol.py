@@ -17,7 +17,7 @@ from torch import Tensor
 from limbeck.errors import OptionError, TeacherError
 from limbeck.evaluation.calibration import fit_temperature
 from limbeck.evaluation.cascade import DeferGoal, fit_cascade, stored_teacher
-from limbeck.evaluation.metrics import accuracy, cut_consistency, score
+from limbeck.evaluation.metrics import cut_consistency, main_score, score
 from limbeck.evaluation.slices import score_slices
 from limbeck.evaluation.statistics import node_statistics
 from limbeck.export.bundle import export_bundle
@@ -33,6 +33,7 @@ from limbeck.students.inputs import NodeInputs, Surroundings, ViewInputs, stack_
 from limbeck.teachers.knowledge import Answers, FittedTeacher
 from limbeck.teachers.own import Teacher, TeacherSource, knowledge_from
 from limbeck.training.loop import Checkpoint, History, seeded
+from limbeck.training.tasks import task_of
 
 EVAL_BLOCK = 16_384
 """Nodes per forward pass in evaluation."""
@@ -105,7 +106,8 @@ class Run:
     def scores(self) -> Scores:
         """Scores of ``"teacher"`` and ``"student"``, for the view's setting.
 
-        Each has ``val_accuracy`` and, over the setting's test nodes, ``test_accuracy``,
+        Each has ``metric``, what is called accuracy here (micro-F1 where nodes have several
+        labels), ``val_accuracy`` and, over the setting's test nodes, ``test_accuracy``,
         ``test_macro_f1``, ``test_roc_auc``, ``ece``, ``brier``, ``agreement`` and
         ``cut_consistency``; ``slices`` holds accuracy by degree, local homophily and class.
         """
@@ -168,6 +170,7 @@ class Run:
 
         Raises:
             OutputError: The folder cannot be written, or holds something else.
+            OptionError: ``defer`` is given, and nodes have several labels.
         """
         view, info = self.view, self.view.info
         scaling = view.scaling
@@ -204,6 +207,11 @@ class Run:
     def _cascade(self, goal: DeferGoal) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """When the student defers, and the teacher's answers for the known nodes."""
         view, val = self.view, self.view.val
+        if view.info.task == "labels":
+            raise OptionError(
+                f"a student defers what it is not sure of, and nodes of {view.info.name!r} have "
+                "several labels, each with a probability of its own: leave 'defer' out."
+            )
         labels = view.observed.y[val]
         theirs: Tensor | None = None
         arrays: dict[str, npt.NDArray[Any]] = {}
@@ -220,8 +228,10 @@ class Run:
         return {"cascade": asdict(entry)}, arrays
 
     def _statistics(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-        """What the observed nodes are like."""
+        """What the observed nodes are like; not kept of nodes with several labels."""
         view = self.view
+        if view.info.task == "labels":
+            return {}, {}
         x = take_rows(view.graph.x, view.nodes[: view.num_observed])
         answer = self.answers.observed.argmax(1)
         entry, arrays = node_statistics(x, num_neighbors(view.observed), answer, view.num_classes)
@@ -259,7 +269,11 @@ class Run:
 
     def _scores_of(self, answers: Answers, logits: list[Tensor]) -> Scores:
         view, labels = self.view, self.view.everything.y
-        scores: Scores = {"val_accuracy": accuracy(answers.observed[view.val], labels[view.val])}
+        task, val = task_of(labels), view.val
+        scores: Scores = {
+            "metric": task.metric,
+            "val_accuracy": main_score(answers.observed[val], labels[val]),
+        }
         figures = [
             (part.share, score(ours, labels[part.nodes], part.teacher))
             for part, ours in zip(self.parts, logits, strict=True)
@@ -269,7 +283,7 @@ class Run:
         for name in ("ece", "brier", "agreement"):
             scores[name] = _weighted(figures, name)
         scores["num_test_nodes"] = sum(len(part.nodes) for part in self.parts)
-        probabilities = answers.observed.softmax(1)
+        probabilities = task.probabilities(answers.observed)
         scores["cut_consistency"] = cut_consistency(probabilities, view.observed.edge_index)
         scores["slices"] = self._slices(logits)
         return scores
@@ -348,7 +362,11 @@ def knowledge_for(view: View, method: Method, teachers: Sequence[FittedTeacher])
 
     A tuple of what each of them knows for a method for several; else what the one knows that does
     best on validation nodes, ``None`` for a method that needs no teacher.
+
+    Raises:
+        OptionError: The method has no losses for the view's task.
     """
+    method.check_task(view)
     if method.several_teachers:
         return tuple(teacher.knowledge for teacher in teachers)
     best = best_validated(view, teachers)
@@ -358,7 +376,7 @@ def knowledge_for(view: View, method: Method, teachers: Sequence[FittedTeacher])
 def best_validated(view: View, teachers: Sequence[FittedTeacher]) -> FittedTeacher | None:
     """The teacher with the best accuracy on validation nodes, the first of those alike."""
     val, y = view.val, view.observed.y[view.val]
-    return max(teachers, key=lambda t: accuracy(t.knowledge.logits[val], y), default=None)
+    return max(teachers, key=lambda t: main_score(t.knowledge.logits[val], y), default=None)
 
 
 def _taught_by(teacher: FittedTeacher | None, committee: Sequence[FittedTeacher]) -> dict[str, Any]:

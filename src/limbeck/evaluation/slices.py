@@ -12,8 +12,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from limbeck.errors import GraphError, InputError
-from limbeck.evaluation.metrics import accuracy, agreement
+from limbeck.evaluation.metrics import agreement, decisions, main_score
 from limbeck.graphs.profile import local_homophily, num_neighbors
+from limbeck.training.tasks import labelled_rows
 
 DEGREES = ("0", "1-2", "3-5", "6-10", "11+")
 _DEGREE_STARTS = (1, 3, 6, 11)
@@ -36,18 +37,21 @@ def slices(graph: Data, nodes: Tensor) -> dict[str, Tensor]:
         Positions *in* ``nodes``, int64, ascending, under ``"degree=1-2"``,
         ``"homophily=[0.25, 0.5)"``, ``"class=NAME"`` and so on. Every slice is there, also an
         empty one. Each division covers every node once, except that unlabelled nodes have no class
-        and count as having no labelled neighbour.
+        and count as having no labelled neighbour. Nodes with several labels are divided by degree
+        alone.
 
     Raises:
         GraphError: If a node is not in the graph.
     """
     _require_nodes(graph, nodes)
-    degree = degree_bins(num_neighbors(graph)[nodes])
+    by_degree = _positions("degree", DEGREES, degree_bins(num_neighbors(graph)[nodes]))
+    if graph.y.dim() == 2:
+        return by_degree
     homophily = local_homophily(graph)[nodes]
     homophily_bin = torch.bucketize(homophily, torch.tensor(_HOMOPHILY_STARTS), right=True)
     homophily_bin[homophily.isnan()] = len(HOMOPHILIES) - 1
     return {
-        **_positions("degree", DEGREES, degree),
+        **by_degree,
         **_positions("homophily", HOMOPHILIES, homophily_bin),
         **_positions("class", graph.info.class_names, graph.y[nodes]),
     }
@@ -70,9 +74,9 @@ def score_slices(
         teacher_logits: The teacher's answers for the same nodes, float ``[B, C]``.
 
     Returns:
-        For each slice ``num_nodes``, ``accuracy``, and, where there is a teacher,
-        ``teacher_accuracy`` and ``agreement``, else ``None``. An empty slice has ``num_nodes`` 0
-        and ``None`` for the rest.
+        For each slice ``num_nodes``, ``accuracy`` (micro-F1 of several labels), and, where there is
+        a teacher, ``teacher_accuracy`` and ``agreement``, else ``None``. An empty slice has
+        ``num_nodes`` 0 and ``None`` for the rest.
 
     Raises:
         InputError: If the logits do not fit the nodes.
@@ -80,8 +84,9 @@ def score_slices(
     """
     _require_nodes(graph, nodes)
     labels = graph.y[nodes]
-    if bool((labels < 0).any()):
-        node = int(nodes[labels < 0][0])
+    hidden = ~labelled_rows(labels)
+    if bool(hidden.any()):
+        node = int(nodes[hidden][0])
         raise GraphError(f"node {node} has no label: only labelled nodes can be scored.")
     for given in (logits, teacher_logits):
         if given is not None and len(given) != len(nodes):
@@ -102,12 +107,18 @@ def _score(
 ) -> dict[str, float | None]:
     if len(labels) == 0:
         return {"num_nodes": 0, "accuracy": None, "teacher_accuracy": None, "agreement": None}
-    return {
+    figures = {
         "num_nodes": len(labels),
-        "accuracy": accuracy(logits, labels),
-        "teacher_accuracy": None if teacher_logits is None else accuracy(teacher_logits, labels),
-        "agreement": None if teacher_logits is None else agreement(logits, teacher_logits),
+        "accuracy": main_score(logits, labels),
+        "teacher_accuracy": None,
+        "agreement": None,
     }
+    if teacher_logits is not None:
+        figures["teacher_accuracy"] = main_score(teacher_logits, labels)
+        if labels.dim() == 2:
+            logits, teacher_logits = decisions(logits), decisions(teacher_logits)
+        figures["agreement"] = agreement(logits, teacher_logits)
+    return figures
 
 
 def _positions(kind: str, names: tuple[str, ...], which: Tensor) -> dict[str, Tensor]:

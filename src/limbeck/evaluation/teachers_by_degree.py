@@ -64,11 +64,17 @@ def teachers_by_degree(run: Run, *, seed: int = 0) -> Report:
         seed: Draws permutations and resamples.
 
     Raises:
-        OptionError: The run has one teacher or none, or no test node is observed.
+        OptionError: The run has one teacher or none, no test node is observed, or nodes have
+            several labels.
     """
     teachers, view = run.committee, run.view
     if not teachers:
         raise OptionError("teachers are compared by degree where there are several: give a list.")
+    if view.info.task == "labels":
+        raise OptionError(
+            f"teachers are compared by degree by their right classes, and nodes of "
+            f"{view.info.name!r} have several labels each."
+        )
     nodes = view.test_observed
     if len(nodes) == 0:
         raise OptionError(

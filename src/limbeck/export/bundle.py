@@ -38,12 +38,12 @@ from limbeck.runtime.bundle import (
     BANDS,
     CARD,
     COLD_MODEL,
-    FORMAT,
     MANIFEST,
     MODEL,
     SPARSE_MODEL,
     RoutingEntry,
     check_target,
+    format_of,
     parse_manifest,
     write_bundle,
 )
@@ -170,6 +170,8 @@ def export_bundle(
         },
         "versions": _versions(),
     }
+    if graph_info.task == "labels":
+        fields["task"] = graph_info.task
     fields["routing"] = [asdict(layer) for layer in parts.routing]
     sparse = parts.sparse
     fields["sparse"] = None if sparse is None else {"values_per_entry": sparse.values_per_entry}
@@ -330,7 +332,7 @@ def _in_memory(
     files = [MODEL, CARD]
     files += [] if parts.sparse is None else [SPARSE_MODEL]
     files += [] if parts.cold is None else [COLD_MODEL]
-    document = {"format": FORMAT, **fields, "files": dict.fromkeys(files, placeholder)}
+    document = {"format": format_of(fields), **fields, "files": dict.fromkeys(files, placeholder)}
     manifest = parse_manifest(document, Path(MANIFEST))
     node_store = NodeStore(
         store,

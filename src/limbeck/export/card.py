@@ -44,10 +44,17 @@ def _summary(manifest: Mapping[str, Any]) -> str:
         beside = "the ids of its neighbours"
     elif manifest.get("bands") is not None:
         beside = "what the bands of a graph transform say of it where that is known"
+    count = len(manifest["classes"])
+    told = f"tells {count} classes apart"
+    if manifest.get("task") == "labels":
+        told = (
+            f"tells for each of {count} labels whether a node has it (in the tables below, "
+            "accuracy is micro-F1)"
+        )
     return (
         f"A student for node classification, distilled by Limbeck {manifest['limbeck']} with the "
         f"method `{manifest['method']}` in the {manifest['setting']} setting. It reads {width:,} "
-        f"features of a node, {beside}, and tells {len(manifest['classes'])} classes apart; the "
+        f"features of a node, {beside}, and {told}; the "
         f"answers for the {graph['counts']['nodes']:,} nodes that it knows are stored."
     )
 

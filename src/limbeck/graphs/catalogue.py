@@ -97,7 +97,7 @@ def _read_digits(_: str) -> Data:
 
 
 def _read_ppi(root: str) -> Data:
-    """The 24 graphs of PPI as one; the masks say to which part a graph belongs."""
+    """The 24 graphs of PPI as one; ``batch`` numbers them, and the masks say whose part each is."""
     graphs = []
     for part in ("train", "val", "test"):
         for graph in pyg.PPI(f"{root}/ppi", split=part):
@@ -105,7 +105,7 @@ def _read_ppi(root: str) -> Data:
                 graph[f"{mask}_mask"] = torch.full((graph.num_nodes,), mask == part)
             graphs.append(graph)
     union = Batch.from_data_list(graphs)
-    keys = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask")
+    keys = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask", "batch")
     return Data(**{key: union[key] for key in keys})
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
 from limbeck.errors import GraphError
+from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import is_csr
 
 
@@ -20,8 +21,9 @@ def check_graph(data: Data, where: str) -> None:
 
     It must have features ``x`` (float32 ``[N, F]``, dense or CSR, finite), at least one edge in
     ``edge_index`` (int64 ``[2, E]``, between nodes that exist), and a class ``y`` per node
-    (int64 ``[N]``, -1 for none) of which at least two occur. If the graph has an ``info``, its
-    node ids and class names must match.
+    (int64 ``[N]``, -1 for none) of which at least two occur, or several labels per node (float32
+    ``[N, C]`` of ones and zeros, a row of -1 for none) of which one occurs. If the graph has an
+    ``info``, its node ids, class names and task must match.
 
     Args:
         data: The graph.
@@ -39,14 +41,25 @@ def check_graph(data: Data, where: str) -> None:
     if info is not None:
         if len(info.node_ids) != num_nodes:
             raise GraphError(f"{where} has {num_nodes} nodes but {len(info.node_ids)} node ids.")
-        if int(data["y"].max()) >= info.num_classes:
-            raise GraphError(
-                f"{where} has a label {int(data['y'].max())}, but {info.num_classes} classes."
-            )
+        _check_info(data["y"], info, where)
+
+
+def _check_info(y: Tensor, info: GraphInfo, where: str) -> None:
+    if (y.dim() == 2) != (info.task == "labels"):
+        raise GraphError(
+            f"'y' of {where} has the shape {tuple(y.shape)}, but its task is {info.task!r}: "
+            "classes are [N], labels [N, C]."
+        )
+    if y.dim() == 2 and y.shape[1] != info.num_classes:
+        raise GraphError(
+            f"{where} has {y.shape[1]} labels per node, but {info.num_classes} names of them."
+        )
+    if y.dim() == 1 and int(y.max()) >= info.num_classes:
+        raise GraphError(f"{where} has a label {int(y.max())}, but {info.num_classes} classes.")
 
 
 def check_kind(data: Any, where: str) -> None:
-    """Refuse a graph of a kind that cannot be distilled yet: several node types, several labels.
+    """Refuse a graph of a kind that cannot be distilled yet: one with several types of nodes.
 
     Raises:
         GraphError: It is one.
@@ -55,12 +68,6 @@ def check_kind(data: Any, where: str) -> None:
         raise GraphError(
             f"{where} has {len(data.node_types)} types of nodes: give a graph with one type, a PyG "
             "Data; heterogeneous graphs can be loaded but not distilled yet."
-        )
-    y = data.get("y")
-    if isinstance(y, Tensor) and y.dim() == 2 and y.shape[1] > 1:
-        raise GraphError(
-            f"{where} has {y.shape[1]} labels per node: give one class per node; tasks with "
-            "several labels can be loaded but not distilled yet."
         )
 
 
@@ -107,6 +114,9 @@ def _check_edges(edge_index: Any, num_nodes: int, data: Data, where: str) -> Non
 def _check_labels(y: Any, num_nodes: int, where: str) -> None:
     if not isinstance(y, Tensor):
         raise GraphError(f"{where} has no labels: 'y' must be a tensor [N].")
+    if y.dim() == 2 and y.shape[1] > 1:
+        _check_several_labels(y, num_nodes, where)
+        return
     if tuple(y.shape) != (num_nodes,) or y.dtype != torch.int64:
         raise GraphError(
             f"'y' of {where} is {y.dtype} of shape {tuple(y.shape)}, expected torch.int64 "
@@ -119,6 +129,24 @@ def _check_labels(y: Any, num_nodes: int, where: str) -> None:
         raise GraphError(f"no node of {where} has a label: at least two classes are needed.")
     if len(classes) == 1:
         raise GraphError(f"all labels of {where} are one class: at least two are needed.")
+
+
+def _check_several_labels(y: Tensor, num_nodes: int, where: str) -> None:
+    if y.shape[0] != num_nodes or y.dtype != torch.float32:
+        raise GraphError(
+            f"'y' of {where} is {y.dtype} of shape {tuple(y.shape)}, expected torch.float32 "
+            f"[{num_nodes}, C] for several labels per node."
+        )
+    hidden = (y == -1).all(1)
+    wrong = ~(hidden | ((y == 0) | (y == 1)).all(1))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise GraphError(
+            f"the labels of row {row} of {where} are neither ones and zeros nor all -1 for none: "
+            "every label of a node must be told."
+        )
+    if not bool((y > 0).any()):
+        raise GraphError(f"no node of {where} has a label: at least one is needed.")
 
 
 def _name(data: Data, row: int) -> str:

@@ -87,7 +87,8 @@ def load_dataset(name: str, data_root: str | os.PathLike[str] | None = None) -> 
     Returns:
         A ``Data`` (``imdb`` and ``ogbn-mag``: ``HeteroData``) with ``info``. ``x`` is float32
         ``[N, F]``, in CSR form where less than 10 % of it are non-zeros; ``y`` is int64 ``[N]``
-        (``ppi``: float32 ``[N, 121]``, several labels per node).
+        (``ppi``: float32 ``[N, 121]``, several labels per node; ``batch``, int64 ``[N]``, numbers
+        its graphs).
 
     Raises:
         OptionError: Unknown name or variant.
@@ -246,9 +247,8 @@ def _clean(graph: Data, dataset: DataSet) -> Data:
     for mask in _MASKS:
         if mask in graph:
             graph[mask] = graph[mask].bool()  # PyG leaves some as it finds them, uint8
-    if graph.y.dim() == 1:
-        graph.y = graph.y.long()
-        _check(graph, dataset)
+    graph.y = graph.y.long() if graph.y.dim() == 1 else graph.y.float()
+    _check(graph, dataset)
     return _with_edges(graph, dataset.edges)
 
 
@@ -316,4 +316,5 @@ def _info(graph: Data, dataset: DataSet, given: str) -> GraphInfo:
         node_ids=np.arange(int(y.shape[0])),
         dataset=given,
         notes=notes,
+        task="labels" if y.dim() == 2 else "classes",
     )

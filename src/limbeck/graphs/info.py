@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from limbeck.graphs.rewire import SurgeryOptions
 
 SplitRule = Literal["fixed", "columns", "per-class", "random"]
+TaskName = Literal["classes", "labels"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class GraphInfo:
             ``"per-class"``: 20 training and 30 validation nodes per class, the rest test
             (the CPF protocol);
             ``"random"``: 60/20/20, stratified by class.
-        class_names: Name of each class, ``C`` of them, in the order of ``y``.
+        class_names: Name of each class or label, ``C`` of them, in the order of ``y``.
         node_ids: The nodes' own ids, ``[N]``, ``int64`` or ``str`` objects, unique.
         encoder: How a row of the user's table became a row of ``x``; ``None`` where the
             features came as an array.
@@ -39,6 +40,8 @@ class GraphInfo:
         surgery: Graph surgery that every view of the graph applies to what it observes; ``None``
             for none. The graph's own edges are those before it.
         notes: Further facts worth printing (directed, licence, what was dropped).
+        task: What is asked of a node: ``"classes"``, one of them each; ``"labels"``, any number of
+            them, which do not exclude each other.
     """
 
     name: str
@@ -51,8 +54,9 @@ class GraphInfo:
     dataset: str = ""
     surgery: SurgeryOptions | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    task: TaskName = "classes"
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, also those that no labelled node has."""
+        """Number of classes or labels, also those that no labelled node has."""
         return len(self.class_names)

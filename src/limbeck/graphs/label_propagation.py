@@ -21,7 +21,8 @@ def propagated_labels(view: View) -> Tensor:
     r"""Spread the training labels over the observed graph.
 
     With one row per observed node, :math:`\mathbf{F}_0` the one-hot labels of the training nodes
-    and zero elsewhere, and :math:`\mathbf{A}` the mean over in-neighbours,
+    (several labels as they are) and zero elsewhere, and :math:`\mathbf{A}` the mean over
+    in-neighbours,
 
     .. math::
         \mathbf{Q}_1 = \mathbf{A} (0.1 \, \mathbf{F}_0), \qquad
@@ -43,7 +44,8 @@ def propagated_labels(view: View) -> Tensor:
     weight = STEP / degree(edge_index[1], num_nodes)[edge_index[1]]
     step = plain_adjacency(edge_index, num_nodes, weight)
     labels = torch.zeros(num_nodes, view.num_classes)
-    labels[view.train] = F.one_hot(view.observed.y[view.train], view.num_classes).float()
+    y = view.observed.y[view.train]
+    labels[view.train] = y if y.dim() == 2 else F.one_hot(y, view.num_classes).float()
     spread = torch.sparse.mm(step, labels)
     for _ in range(STEPS - 1):
         spread = spread + torch.sparse.mm(step, spread)

@@ -30,7 +30,9 @@ def load_graph(
     Args:
         source: The name of a data set (``"cora"``, ``"cora:geom-gcn/3"``; see
             ``limbeck datasets``), the path of a folder that holds node and edge tables, or a PyG
-            ``Data`` with ``x``, ``edge_index``, ``y`` and masks if it has a split of its own. A
+            ``Data`` with ``x``, ``edge_index``, ``y`` and masks if it has a split of its own; ``y``
+            is ``[N]`` for a class per node, ``[N, C]`` of ones and zeros for several labels; a
+            ``Batch`` of several graphs is taken as one whose unseen nodes are whole graphs. A
             name or path followed by ``+sdrf`` (``"cora+sdrf/20"``, ``"texas+sdrf/0.1"``) asks for
             graph surgery: each view rewires what it observes, see
             :class:`limbeck.graphs.rewire.SurgeryOptions`.
@@ -78,6 +80,8 @@ def from_data(data: Data, name: str = "graph") -> Data:
     graph = data.clone()
     if isinstance(graph.get("x"), Tensor):
         graph.x = graph.x.float()
+    if isinstance(graph.get("y"), Tensor) and graph.y.dim() == 2 and graph.y.shape[1] > 1:
+        graph.y = graph.y.float()
     check_graph(graph, f"the graph {name!r}")
     if getattr(graph, "info", None) is not None:
         return graph
@@ -90,13 +94,15 @@ def from_data(data: Data, name: str = "graph") -> Data:
     rule: SplitRule = "random"
     if masks:
         rule = "columns" if graph.train_mask.dim() == 2 else "fixed"
-    num_classes = int(graph.y.max()) + 1
+    several = graph.y.dim() == 2
+    num_classes = int(graph.y.shape[1]) if several else int(graph.y.max()) + 1
     graph.info = GraphInfo(
         name=name,
         source="PyG Data",
         split=rule,
         class_names=tuple(str(i) for i in range(num_classes)),
         node_ids=np.arange(graph.num_nodes),
+        task="labels" if several else "classes",
     )
     return graph
 

@@ -22,6 +22,7 @@ from torch_geometric.utils import (
     to_scipy_sparse_matrix,
 )
 
+from limbeck.errors import GraphError
 from limbeck.graphs.checks import check_graph
 from limbeck.graphs.sparse import SPARSE_BELOW, is_csr
 
@@ -187,9 +188,15 @@ def profile_graph(graph: Data) -> Profile:
         graph: A graph with ``x``, ``edge_index``, ``y`` (-1 where there is no label) and ``info``.
 
     Raises:
-        GraphError: If the graph does not pass :func:`limbeck.graphs.checks.check_graph`.
+        GraphError: If the graph does not pass :func:`limbeck.graphs.checks.check_graph`, or has
+            several labels per node.
     """
     check_graph(graph, graph.info.name)
+    if graph.y.dim() == 2:
+        raise GraphError(
+            f"{graph.info.name} has several labels per node: a profile tells of classes, one per "
+            "node."
+        )
     stored, num_nodes = graph.edge_index, graph.num_nodes
     distinct = coalesce(stored, num_nodes=num_nodes)
     edges = remove_self_loops(distinct)[0]

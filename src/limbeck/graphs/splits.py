@@ -206,9 +206,8 @@ def _check_parts(parts: dict[str, Indices], info: GraphInfo) -> None:
 
 
 def _check_labels(parts: dict[str, Indices], y: Tensor, info: GraphInfo) -> None:
-    if y.dim() != 1:  # several labels per node: none is missing, none needs a node of its own
-        return
-    labels: Indices = y.numpy()
+    # of several labels one may well be rare: only a node without any is no use
+    labels: Indices = (y if y.dim() == 1 else y[:, 0].long()).numpy()
     for part, nodes in parts.items():
         unlabelled = nodes[labels[nodes] < 0]
         if len(unlabelled) > 0:
@@ -216,6 +215,8 @@ def _check_labels(parts: dict[str, Indices], y: Tensor, info: GraphInfo) -> None
                 f"node {_node(info, unlabelled[0])} of {_name(info)} is a {_WORDS[part]} node "
                 "but has no label."
             )
+    if y.dim() == 2:
+        return
     untrained = np.setdiff1d(labels[labels >= 0], labels[parts["train"]])
     if len(untrained) == 0:
         return

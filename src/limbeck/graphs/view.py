@@ -11,6 +11,10 @@ The four settings are those of the GLNN family:
     The same cut; the score is 80 % observed test nodes and 20 % unseen ones.
 ``cold-start``
     The same cut; unseen nodes arrive without any edge.
+
+A graph may be several without an edge between them, each wholly of one part, as PPI's are;
+``graph.batch`` (int64 ``[N]``, PyG's name) then numbers them. In all settings but the first, all of
+its test graphs are unseen, as published, and there is no ``production``: no test node is observed.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import subgraph
 
-from limbeck.errors import OptionError, SplitError, unknown_name
+from limbeck.errors import GraphError, OptionError, SplitError, unknown_name
 from limbeck.graphs.checks import check_kind
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.rewire import rewire_view
@@ -71,7 +75,7 @@ class View:
         seed: The seed that picked the split and the cut.
         graph: The graph as it was given, features raw.
         observed: The observed graph: ``x``, ``edge_index``, and ``y`` with the labels of all but
-            training and validation nodes replaced by −1.
+            training and validation nodes replaced by −1, all of several labels.
         everything: The full graph with its labels, for evaluation only.
         nodes: For each node of ``everything`` its row in ``graph``, int64 ``[N]``.
         train: Training nodes, int64.
@@ -147,6 +151,8 @@ class View:
             OptionError: One setting cuts nodes away and the other does not.
         """
         setting = _known_setting(setting)
+        if setting == "production" and "batch" in self.graph:
+            raise _no_production(self.info)
         if (setting == "transductive") != (self.setting == "transductive"):
             raise OptionError(
                 f"a view for the setting {self.setting!r} cannot be scored as {setting!r}: "
@@ -184,12 +190,13 @@ def make_view(
         setting: One of ``"transductive"``, ``"inductive"``, ``"production"``, ``"cold-start"``.
         seed: Picks the split where the graph's rule leaves it open, and the unseen nodes: the
             first ``⌊unseen · |test|⌋`` of ``torch.randperm`` under this seed.
-        unseen: Share of test nodes that training never sees, in every setting but the first.
+        unseen: Share of test nodes that training never sees, in every setting but the first; not
+            used for a graph that is several.
 
     Raises:
         OptionError: The setting is unknown or ``unseen`` is not between 0 and 1.
         SplitError: The split is unusable, or too small for the cut.
-        GraphError: The graph has several types of nodes or several labels per node.
+        GraphError: The graph has several types of nodes.
     """
     known = _known_setting(setting)
     check_kind(graph, f"graph {graph.info.name!r}")
@@ -198,7 +205,11 @@ def make_view(
     split = split_nodes(graph, seed)
     num_nodes = int(graph.num_nodes or 0)
     order, test, cut = torch.arange(num_nodes), split.test, split.test[:0]
-    if known != "transductive":
+    if known != "transductive" and "batch" in graph:
+        _check_test_graphs(graph, split.test, known)
+        unseen, cut, test = 1.0, split.test, split.test[:0]
+        order = _observed_first(split.train, split.val, test, cut, num_nodes)
+    elif known != "transductive":
         generator = torch.Generator().manual_seed(seed)
         shuffled = split.test[torch.randperm(len(split.test), generator=generator)]
         num_unseen = int(unseen * len(shuffled))
@@ -237,6 +248,32 @@ def make_view(
     return view if surgery is None else rewire_view(view, surgery)
 
 
+def _check_test_graphs(graph: Data, test: Tensor, setting: Setting) -> None:
+    """Refuse to cut several graphs where that is not done graph by graph."""
+    name = graph.info.name
+    if tuple(graph.batch.shape) != (graph.num_nodes,):
+        raise GraphError(
+            f"'batch' of the graph {name!r} has the shape {tuple(graph.batch.shape)}: it must "
+            f"number the graph of each of the {graph.num_nodes} nodes."
+        )
+    if setting == "production":
+        raise _no_production(graph.info)
+    is_test = torch.zeros(len(graph.batch), dtype=torch.bool).index_fill_(0, test, True)
+    mixed = graph.batch[torch.isin(graph.batch, graph.batch[is_test]) & ~is_test]
+    if len(mixed) > 0:
+        raise SplitError(
+            f"graph {int(mixed[0])} of {name!r} has test nodes and others: of several graphs each "
+            "must be of one part to be unseen as a whole; without 'batch' single nodes are cut."
+        )
+
+
+def _no_production(info: GraphInfo) -> OptionError:
+    return OptionError(
+        f"the setting 'production' scores test nodes that training observes, too, and the test "
+        f"graphs of {info.name!r} are unseen as a whole: choose 'inductive' or 'cold-start'."
+    )
+
+
 def _observed_first(
     train: Tensor, val: Tensor, test: Tensor, cut: Tensor, num_nodes: int
 ) -> Tensor:
@@ -260,7 +297,7 @@ def _observe(everything: Data, num_observed: int, labelled: Tensor) -> Data:
     nodes = torch.arange(num_observed)
     num_nodes = int(everything.num_nodes or 0)
     edge_index, _ = subgraph(nodes, everything.edge_index, num_nodes=num_nodes)
-    y = torch.full((num_observed,), HIDDEN_LABEL, dtype=torch.int64)
+    y = torch.full_like(everything.y[:num_observed], HIDDEN_LABEL)
     y[labelled] = everything.y[labelled]
     return Data(
         x=take_rows(everything.x, nodes), edge_index=edge_index, y=y, num_nodes=num_observed

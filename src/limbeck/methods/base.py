@@ -12,12 +12,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from limbeck.errors import OptionError
+from limbeck.graphs.info import TaskName
 from limbeck.graphs.view import View
 from limbeck.students.inputs import InputSpec, NodeInputs, ViewInputs
 from limbeck.students.mlp import MLP, Norm
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Beside, Checkpoint, History, fit
 from limbeck.training.options import Options, preset
+from limbeck.training.tasks import task_of
 
 PRESETS = Path(__file__).with_name("presets.yaml")
 
@@ -78,6 +81,9 @@ class Method(Options, ABC):
     needs_teacher: ClassVar[bool] = True
     several_teachers: ClassVar[bool] = False
     """Whether ``distill`` takes a tuple of what several teachers say."""
+
+    tasks: ClassVar[tuple[TaskName, ...]] = ("classes",)
+    """Tasks that ``distill`` has losses for; see :mod:`limbeck.training.tasks`."""
 
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "lr": (0.001, 0.003, 0.005, 0.01),
@@ -172,6 +178,18 @@ class Method(Options, ABC):
             progress=progress,
         )
 
+    def check_task(self, view: View) -> None:
+        """Refuse a view whose task this method has no losses for.
+
+        Raises:
+            OptionError: It has none.
+        """
+        if view.info.task not in self.tasks:
+            raise OptionError(
+                f"method {self.name!r} learns one class per node, and those of "
+                f"{view.info.name!r} have several labels: choose another, such as 'glnn'."
+            )
+
     def build_mlp(self, view: View, position_channels: int = 0) -> MLP:
         """A fresh MLP of this method's size for the view's features and classes."""
         return MLP(
@@ -189,10 +207,14 @@ class Method(Options, ABC):
 def validation_accuracy(
     student: torch.nn.Module, inputs: NodeInputs, view: View
 ) -> Callable[[], float]:
-    """A function that scores the student on the view's validation nodes."""
+    """A function that scores the student on the view's validation nodes.
+
+    By accuracy, or by micro-F1 where nodes have several labels.
+    """
     val_inputs, y_val = inputs.take(view.val), view.observed.y[view.val]
+    task = task_of(y_val)
 
     def accuracy() -> float:
-        return float((student(val_inputs).argmax(1) == y_val).float().mean())
+        return task.score(student(val_inputs), y_val)
 
     return accuracy

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from limbeck.graphs.adjacency import plain_adjacency
 from limbeck.graphs.sparse import take_rows
-from limbeck.graphs.view import HIDDEN_LABEL, View
+from limbeck.graphs.view import View
+from limbeck.training.tasks import hidden_like, labelled_rows, task_of
 
 
 def neighbor_pairs(view: View, *, self_loops: bool) -> Tensor:
@@ -98,14 +98,14 @@ def edges_into(adj: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def training_labels(view: View) -> Tensor:
-    """Labels of the training nodes, −1 for every other observed node, int64 ``[N]``."""
-    y = torch.full((view.num_observed,), HIDDEN_LABEL)
+    """Labels of the training nodes, in the view's form, −1 for every other observed node."""
+    y = hidden_like(view.observed.y, view.num_observed)
     y[view.train] = view.observed.y[view.train]
     return y
 
 
 def label_loss(logits: Tensor, nodes: Tensor, y: Tensor, num_train: int) -> Tensor:
-    """Cross-entropy of the training nodes among some nodes.
+    """Cross-entropy of the training nodes among some nodes; the binary one for several labels.
 
     Over all nodes it is the mean over the training nodes; over a batch it is that in expectation,
     also where a batch happens to hold none of them.
@@ -113,8 +113,10 @@ def label_loss(logits: Tensor, nodes: Tensor, y: Tensor, num_train: int) -> Tens
     Args:
         logits: The student's ``[B, C]``.
         nodes: Which nodes they are, int64 ``[B]``.
-        y: From :func:`training_labels`, ``[N]``.
+        y: From :func:`training_labels`, ``[N]`` or ``[N, C]``.
         num_train: Number of training nodes.
     """
-    total = F.cross_entropy(logits, y[nodes], ignore_index=HIDDEN_LABEL, reduction="sum")
+    there = y[nodes]
+    known = labelled_rows(there)
+    total = task_of(y).label_loss(logits[known], there[known], reduction="sum")
     return total * (len(y) / (len(nodes) * num_train))

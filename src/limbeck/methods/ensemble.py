@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from limbeck.errors import TeacherError
+from limbeck.graphs.info import TaskName
 from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, PositiveInt
 from limbeck.methods.glnn import GLNN
@@ -31,6 +32,7 @@ class EnsembleOfGLNNs(GLNN):
 
     name: ClassVar[str] = "ensemble"
     title: ClassVar[str] = "soft labels into several MLPs whose probabilities are averaged"
+    tasks: ClassVar[tuple[TaskName, ...]] = ("classes",)  # probabilities are averaged as one class
     paper: ClassVar[str] = "control of https://arxiv.org/abs/2406.11919"
 
     num_members: PositiveInt = 4

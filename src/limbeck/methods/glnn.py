@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import TeacherError
+from limbeck.graphs.info import TaskName
 from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, Method, Share, validation_accuracy
 from limbeck.methods.losses import soft_target_loss
 from limbeck.students.inputs import inputs_of
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Checkpoint, batches
+from limbeck.training.tasks import task_of
 
 
 class GLNN(Method):
@@ -29,7 +30,8 @@ class GLNN(Method):
 
     with all observed nodes as ``D``. An epoch is a pass over the labelled batches and then one
     over the distillation batches, each batch a step of its own. All published numbers have
-    :math:`\lambda = 0` and :math:`\tau = 1`. Options beside those of
+    :math:`\lambda = 0` and :math:`\tau = 1`. Where nodes have several labels, both losses are
+    binary cross-entropies. Options beside those of
     :class:`~limbeck.methods.base.Method`:
 
     Args:
@@ -40,6 +42,7 @@ class GLNN(Method):
     name: ClassVar[str] = "glnn"
     title: ClassVar[str] = "graph-less neural network: soft labels into an MLP"
     paper: ClassVar[str] = "https://arxiv.org/abs/2110.08727"
+    tasks: ClassVar[tuple[TaskName, ...]] = ("classes", "labels")
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "label_weight": (0.0, 0.1, 0.2, 0.4),
         "temperature": (0.6, 0.8, 1.0, 1.2),
@@ -65,7 +68,7 @@ class GLNN(Method):
             raise TeacherError("method 'glnn' learns from a teacher: give one.")
         student = self.build_mlp(view)
         inputs, y, soft = inputs_of(view), view.observed.y, knowledge.logits
-        known = inputs.observed
+        known, task = inputs.observed, task_of(y)
         observed = torch.arange(view.num_observed)
 
         def losses(epoch: int) -> Iterator[Tensor]:
@@ -73,12 +76,12 @@ class GLNN(Method):
             # so it is left out, unlike in the released loop
             if self.label_weight > 0:
                 for nodes in batches(view.train, self.batch_size):
-                    loss = F.cross_entropy(student(known.take(nodes)), y[nodes])
+                    loss = task.label_loss(student(known.take(nodes)), y[nodes])
                     yield self.label_weight * loss
             if self.label_weight < 1:
                 for nodes in batches(observed, self.batch_size):
                     logits = student(known.take(nodes))
-                    loss = soft_target_loss(logits, soft[nodes], self.temperature)
+                    loss = soft_target_loss(logits, soft[nodes], self.temperature, task)
                     yield (1 - self.label_weight) * loss
 
         history = self.fit(

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import OptionError, TeacherError
+from limbeck.graphs.info import TaskName
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, Share, validation_accuracy
@@ -25,6 +25,7 @@ from limbeck.students.gnn import full_batch
 from limbeck.students.inputs import NodeInputs, ViewInputs
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Beside, Checkpoint, batches, seeded
+from limbeck.training.tasks import ONE_CLASS, Task, task_of
 
 Layers: TypeAlias = Sequence[Tensor]
 """Outputs of some layers for the same nodes, each ``[n, width]``, first to last."""
@@ -145,7 +146,11 @@ def draw_nodes(num_nodes: int, most: int, generator: torch.Generator | None) -> 
 
 
 def logit_loss(
-    student: Tensor, teacher: Tensor, temperature: float, reduction: Reduction = "batchmean"
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    reduction: Reduction = "batchmean",
+    task: Task = ONE_CLASS,
 ) -> Tensor:
     r""":math:`\tau^2 \, \mathrm{KL}(\sigma(t/\tau) \,\|\, \sigma(s/\tau))` of logits.
 
@@ -155,9 +160,13 @@ def logit_loss(
         temperature: :math:`\tau > 0`.
         reduction: ``"batchmean"``: the mean over nodes. ``"elementmean"``: over nodes and classes,
             ``C`` times smaller, as in the code of efficient-gnns (PyTorch's default reduction).
+            Several labels are always averaged over.
+        task: What is asked of the nodes.
     """
-    loss = soft_target_loss(student, teacher, temperature)
-    return loss / student.shape[1] if reduction == "elementmean" else loss
+    loss = soft_target_loss(student, teacher, temperature, task)
+    if reduction == "elementmean" and task is ONE_CLASS:
+        return loss / student.shape[1]
+    return loss
 
 
 class ScopedMethod(StudentOptions, ABC):
@@ -173,6 +182,8 @@ class ScopedMethod(StudentOptions, ABC):
             the same.
         log_every: Epochs from one entry of ``History.notes`` to the next; 0 writes none.
     """
+
+    tasks: ClassVar[tuple[TaskName, ...]] = ("classes", "labels")
 
     scope: Scope = "target"
     log_every: int = Field(default=0, ge=0)
@@ -273,13 +284,13 @@ class ScopedMethod(StudentOptions, ABC):
 
         Args:
             logits: The student's, ``[n, C]``.
-            y: Labels, int64 ``[n]``; read where ``labelled`` only.
+            y: Labels, int64 ``[n]`` or float32 ``[n, C]``; read where ``labelled`` only.
             labelled: Which of the nodes are for training, bool ``[n]``.
             soft: The teacher's logits, ``[n, C]``; ``None`` without a teacher.
         """
         if not bool(labelled.any()):
             return 0.0 * logits.sum()  # a batch without labels teaches none
-        return F.cross_entropy(logits[labelled], y[labelled])
+        return task_of(y).label_loss(logits[labelled], y[labelled])
 
     def teacher_layers(self, knowledge: Knowledge | None) -> list[Tensor]:
         """The teacher's layers that are compared, each ``[observed, .]``; here none."""
@@ -328,7 +339,7 @@ class LogitMethod(ScopedMethod, ABC):
         if self.kd_weight == 0:
             return hard
         assert soft is not None
-        divergence = logit_loss(logits, soft, self.temperature, self.kl_reduction)
+        divergence = logit_loss(logits, soft, self.temperature, self.kl_reduction, task_of(y))
         return self.kd_weight * divergence + (1 - self.kd_weight) * hard
 
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.training.tasks import ONE_CLASS, Task
 
-def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+
+def soft_target_loss(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, task: Task = ONE_CLASS
+) -> Tensor:
     r"""Mean over nodes of :math:`\tau^2 \, \mathrm{KL}(\sigma(t/\tau) \,\|\, \sigma(s/\tau))`.
 
-    The factor :math:`\tau^2` keeps the gradient's size when the temperature changes (Hinton et
-    al., 2015); with :math:`\tau = 1`, GLNN's choice, it is the plain divergence.
+    See :meth:`Task.soft_loss <limbeck.training.tasks.Task.soft_loss>`, also for several labels per
+    node.
 
     Args:
         student: Logits ``[B, C]``.
         teacher: Logits ``[B, C]``, without gradient.
         temperature: :math:`\tau > 0`.
+        task: What is asked of the nodes.
     """
-    log_student = F.log_softmax(student / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher / temperature, dim=1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
+    return task.soft_loss(student, teacher, temperature)
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:

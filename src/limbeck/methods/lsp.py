@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from limbeck.errors import TeacherError
+from limbeck.graphs.info import TaskName
 from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, validation_accuracy
 from limbeck.methods.edges import label_loss, training_labels
@@ -15,6 +16,7 @@ from limbeck.methods.losses import soft_target_loss
 from limbeck.methods.structure_options import StructureOptions
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Checkpoint
+from limbeck.training.tasks import task_of
 
 
 class LSP(StructureOptions):
@@ -36,6 +38,7 @@ class LSP(StructureOptions):
 
     name: ClassVar[str] = "lsp"
     title: ClassVar[str] = "local structure preserving: how neighbours relate, into a small GNN"
+    tasks: ClassVar[tuple[TaskName, ...]] = ("classes", "labels")
     paper: ClassVar[str] = "https://arxiv.org/abs/2003.10477"
 
     reduction: Literal["nodes", "edges"] = "nodes"
@@ -71,7 +74,8 @@ class LSP(StructureOptions):
                 if self.structure_weight > 0:
                     loss = loss + self.structure_weight * scale * divergence.mean()
                 if self.kd_weight > 0:
-                    soft = soft_target_loss(logits, knowledge.logits[nodes], self.temperature)
+                    theirs = knowledge.logits[nodes]
+                    soft = soft_target_loss(logits, theirs, self.temperature, task_of(y))
                     loss = loss + self.kd_weight * soft
                 yield loss
 

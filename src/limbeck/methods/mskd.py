@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from limbeck.errors import OptionError, TeacherError
+from limbeck.graphs.info import TaskName
 from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, PositiveInt, Share, validation_accuracy
 from limbeck.methods.edges import label_loss, training_labels
@@ -20,6 +21,7 @@ from limbeck.methods.structure_options import StructureOptions
 from limbeck.students.inputs import NodeInputs
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Checkpoint
+from limbeck.training.tasks import task_of
 
 NAMED = ("node", "node_learned", "equal", "released")
 _SINGLE = re.compile(r"single:([1-9][0-9]*)")
@@ -50,7 +52,8 @@ class MSKD(StructureOptions):
 
     The ``"released"`` schedule asks one teacher after the other, and each for the first epochs of
     its phase only. What of this is the paper's, what its code's and what ours is written in
-    ``docs/methods/mskd.md``. Options beside those of
+    ``docs/methods/mskd.md``. Where nodes have several labels, all losses of answers are binary
+    cross-entropies. Options beside those of
     :class:`~limbeck.methods.structure_options.StructureOptions`:
 
     Args:
@@ -71,6 +74,7 @@ class MSKD(StructureOptions):
     title: ClassVar[str] = "multi-scale distillation: teachers of several depths into a small GNN"
     paper: ClassVar[str] = "https://doi.org/10.1609/aaai.v36i4.20354"
     several_teachers: ClassVar[bool] = True
+    tasks: ClassVar[tuple[TaskName, ...]] = ("classes", "labels")
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "attention_temperature": (0.05, 0.1, 0.2, 0.5, 1.0),
     }
@@ -146,7 +150,7 @@ class MSKD(StructureOptions):
                 if self.structure_weight > 0:
                     loss = loss + self.structure_weight * (a * divergence).sum(1).mean()
                 if self.kd_weight > 0:
-                    soft = mixed_soft_target_loss(logits, theirs, a, self.temperature)
+                    soft = task_of(y).mixed_soft_loss(logits, theirs, a, self.temperature)
                     loss = loss + self.kd_weight * soft
                 yield loss
 
@@ -363,27 +367,4 @@ def gate_loss(
         y: From :func:`~limbeck.methods.edges.training_labels`.
         num_train: Number of training nodes.
     """
-    log_mixture = (attention.log().unsqueeze(2) + F.log_softmax(teachers, dim=2)).logsumexp(1)
-    # log-probabilities are logits, too: their log-softmax is what they are
-    return label_loss(log_mixture, nodes, y, num_train)
-
-
-def mixed_soft_target_loss(
-    student: Tensor, teachers: Tensor, attention: Tensor, temperature: float
-) -> Tensor:
-    r"""The teachers' answers, each counting as much as it is attended to.
-
-    .. math::
-        \frac{\tau^2}{B} \sum_i \sum_k a_i^k \, \mathrm{KL}(\sigma(\mathbf{t}_i^k / \tau) \,\|\,
-        \sigma(\mathbf{s}_i / \tau))
-
-    Args:
-        student: Logits ``[B, C]``.
-        teachers: Logits ``[B, K, C]``, without gradient.
-        attention: ``[B, K]``, without gradient.
-        temperature: :math:`\tau`.
-    """
-    log_student = F.log_softmax(student / temperature, dim=1).unsqueeze(1)
-    log_teachers = F.log_softmax(teachers / temperature, dim=2)
-    divergence = (log_teachers.exp() * (log_teachers - log_student)).sum(2)  # [B, K]
-    return (attention * divergence).sum(1).mean() * temperature**2
+    return label_loss(task_of(y).mixture(teachers, attention), nodes, y, num_train)

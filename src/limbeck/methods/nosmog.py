@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import OptionError, TeacherError
+from limbeck.graphs.info import TaskName
 from limbeck.graphs.positions import Encoding
 from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, Share, validation_accuracy
@@ -19,6 +19,7 @@ from limbeck.methods.structure import StructureOptions, TeacherSimilarity
 from limbeck.students.inputs import NodeInputs
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Checkpoint, batches
+from limbeck.training.tasks import task_of
 
 
 class NOSMOG(StructureOptions):
@@ -34,7 +35,8 @@ class NOSMOG(StructureOptions):
 
     with :math:`\mathbf{Z}` the teacher's last hidden layer, :math:`\mathbf{G}` a linear map, ReLU
     and dropout of the student's last hidden pre-activation, and :math:`\delta` found by projected
-    gradient ascent on the same divergence. A new node takes the mean position of its observed
+    gradient ascent on the same divergence. Where nodes have several labels, binary cross-entropies
+    take the place of the divergences. A new node takes the mean position of its observed
     neighbours, zeros if it has none. Options beside those of
     :class:`~limbeck.methods.base.Method` and
     :class:`~limbeck.methods.structure.StructureOptions`:
@@ -45,6 +47,7 @@ class NOSMOG(StructureOptions):
 
     name: ClassVar[str] = "nosmog"
     title: ClassVar[str] = "positions as inputs, similarity loss, adversarial features"
+    tasks: ClassVar[tuple[TaskName, ...]] = ("classes", "labels")
     paper: ClassVar[str] = "https://arxiv.org/abs/2208.10010"
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "similarity_weight": (1e-9, 1e-6, 1e-3, 0.1),
@@ -80,7 +83,7 @@ class NOSMOG(StructureOptions):
                 "at least 2, or similarity_weight 0."
             )
         inputs, y, soft = self.inputs_of(view), view.observed.y, knowledge.logits
-        known = inputs.observed
+        known, task = inputs.observed, task_of(y)
         student = self.build_mlp(view, known.position_width)
         trained = torch.nn.ModuleDict({"student": student})
         if self.similarity_weight > 0:
@@ -91,17 +94,17 @@ class NOSMOG(StructureOptions):
         def losses(epoch: int) -> Iterator[Tensor]:
             if self.label_weight > 0:
                 for nodes in batches(view.train, self.batch_size):
-                    loss = F.cross_entropy(student(known.take(nodes)), y[nodes])
+                    loss = task.label_loss(student(known.take(nodes)), y[nodes])
                     yield self.label_weight * loss
             for nodes in batches(observed, self.batch_size):
                 batch, target = known.take(nodes), soft[nodes]
 
                 def divergence(inputs: NodeInputs, target: Tensor = target) -> Tensor:
-                    return soft_target_loss(student(inputs), target)
+                    return soft_target_loss(student(inputs), target, task=task)
 
                 if self.similarity_weight > 0:
                     hidden = student.hidden(batch)
-                    loss = soft_target_loss(student.classify(hidden), target)
+                    loss = soft_target_loss(student.classify(hidden), target, task=task)
                     loss = loss + self.similarity_weight * similarity(hidden, nodes)
                 else:
                     loss = divergence(batch)

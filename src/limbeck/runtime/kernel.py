@@ -367,6 +367,14 @@ def softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[
     return scaled
 
 
+def sigmoid(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float32]:
+    """Sigmoid of ``logits / temperature``, float32 ``[B, C]``."""
+    scaled: npt.NDArray[np.float32] = logits / np.float32(temperature)
+    small = np.exp(-np.abs(scaled))  # of what is never above zero, so never overflows
+    upper: npt.NDArray[np.float32] = np.where(scaled >= 0, np.float32(1), small) / (1 + small)
+    return upper
+
+
 def _or_zeros(
     values: npt.NDArray[np.float32] | None, count: int, width: int
 ) -> npt.NDArray[np.float32]:

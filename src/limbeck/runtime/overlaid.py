@@ -177,6 +177,7 @@ class OverlaidStudent(BundledStudent):
         rows = self.store.find(ids)
         features = self._features(rows, entries)
         if self.structure is not None:
+            self.manifest.require_one_class("an explanation by neighbors")
             edges = _joined([self._edges_of(i, rows, entries) for i in range(len(ids))])
             temperature = self.manifest.temperature
             return explain_structure(

@@ -30,6 +30,7 @@ from limbeck.runtime.kernel import (
     OnnxKernel,
     Routes,
     SparseModel,
+    sigmoid,
     softmax,
 )
 from limbeck.runtime.neighborhood import Neighborhood, OnnxBallModel
@@ -96,7 +97,7 @@ class BundledStudent:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Name of each class, in the order of the logits."""
+        """Name of each class or label, in the order of the logits."""
         return self.manifest.classes
 
     @property
@@ -154,8 +155,11 @@ class BundledStudent:
         neighbors: Any = None,
         position: Any = None,
         bands: Any = None,
-    ) -> npt.NDArray[np.str_]:
-        """Class name of each node, ``[B]``.
+    ) -> npt.NDArray[Any]:
+        """Class name of each node, ``str`` ``[B]``.
+
+        Of a student that gives nodes several labels: for each node the list of the names of those
+        with a calibrated probability above one half, objects ``[B]``.
 
         Args:
             nodes: Ids of known nodes.
@@ -176,8 +180,13 @@ class BundledStudent:
         logits = self.predict_logits(
             nodes, x=x, neighbors=neighbors, position=position, bands=bands
         )
-        names: npt.NDArray[np.str_] = self._class_names[logits.argmax(axis=1)]
-        return names
+        if not self.manifest.several_labels:
+            names: npt.NDArray[np.str_] = self._class_names[logits.argmax(axis=1)]
+            return names
+        labels = np.empty(len(logits), dtype=object)
+        # the sign of a logit says it, whatever the temperature
+        labels[:] = [self._class_names[row].tolist() for row in logits > 0]
+        return labels
 
     def predict_proba(
         self,
@@ -188,11 +197,15 @@ class BundledStudent:
         position: Any = None,
         bands: Any = None,
     ) -> npt.NDArray[np.float32]:
-        """Calibrated probability of each class, float32 ``[B, C]``; see :meth:`predict`."""
+        """Calibrated probability of each class or label, float32 ``[B, C]``.
+
+        Those of classes sum to one, those of labels stand each for itself; see :meth:`predict`.
+        """
         logits = self.predict_logits(
             nodes, x=x, neighbors=neighbors, position=position, bands=bands
         )
-        return softmax(logits, self.manifest.temperature)
+        probabilities = sigmoid if self.manifest.several_labels else softmax
+        return probabilities(logits, self.manifest.temperature)
 
     def predict_logits(
         self,
@@ -309,6 +322,7 @@ class BundledStudent:
                 return self.kernel.routes(rows, self._positions(len(rows), neighbors, position))
             has_position = self.manifest.position_width > 0
             return self.kernel.routes(rows, self.store.positions(known) if has_position else None)
+        self.manifest.require_one_class("an explanation by neighbors")
         if known is None:
             edges = self._edges(len(rows), neighbors, position)
         else:

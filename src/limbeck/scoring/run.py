@@ -163,7 +163,7 @@ def _prepared(
     paths = _input_files(inputs)
     _check_output(target, bad_output, paths)
     where = Path(os.path.realpath(bundle))
-    open_bundle(where)
+    open_bundle(where).manifest.require_one_class("scoring")
     seal = seal_of(where)
     files, schemas = [], []
     for path in paths:

@@ -217,6 +217,7 @@ class Models:
         path = str(Path(path).resolve())
         # before it is planned, so that a bundle that cannot answer never is
         probe = await self._in_thread(lambda: load_bundle(path))
+        probe.manifest.require_one_class("the server")
         if probe.classes != active.student.classes:
             raise Refusal(
                 422,
@@ -277,6 +278,7 @@ class Models:
     def _open(self, name: str, number: str, path: str) -> Version:
         limits = self._settings.limits
         student = load_bundle(path, max_neighbors=limits.max_neighbors)
+        student.manifest.require_one_class("the server")
         warm_up(student)
         if self._settings.overlay is not None:
             digest = bundle_digest(student.manifest)[:12]

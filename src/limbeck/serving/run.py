@@ -39,7 +39,7 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
     """
     check_folder(settings.overlay)
     for path in settings.bundles.values():
-        load_bundle(path)
+        load_bundle(path).manifest.require_one_class("the server")
     with tempfile.TemporaryDirectory(prefix="limbeck-serve-") as folder:
         settings = dataclasses.replace(settings, plan=settings.plan or f"{folder}/plan.json")
         os.environ[SETTINGS] = settings.to_json()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import OptionError
@@ -19,6 +18,7 @@ from limbeck.teachers.knowledge import Answers, FittedTeacher, Knowledge, ask, w
 from limbeck.training.loop import Checkpoint, History, batches, fit, seeded
 from limbeck.training.options import preset
 from limbeck.training.sampler import NeighborSampler
+from limbeck.training.tasks import task_of
 
 PRESETS = Path(__file__).with_name("presets.yaml")
 
@@ -44,7 +44,8 @@ def fit_teacher(
 ) -> FittedTeacher:
     """Train a teacher on the observed graph of a view, or take it from the cache.
 
-    The checkpoint with the best validation accuracy is kept, ties go to the later epoch. What is
+    The checkpoint with the best validation accuracy (micro-F1 for several labels per node) is
+    kept, ties go to the later epoch. What is
     stored is keyed by the observed graph, the options and the seed, so all methods and all
     settings with the same cut share it.
 
@@ -102,7 +103,7 @@ def train(
     """
     graph = view.observed
     adj = module.prepare(graph.edge_index, view.num_observed)
-    y_val = graph.y[view.val]
+    task, y_val = task_of(graph.y), graph.y[view.val]
     if options.fan_out:
         if len(options.fan_out) != options.num_layers:
             raise OptionError(
@@ -114,17 +115,17 @@ def train(
     def losses(epoch: int) -> Iterator[Tensor]:
         if not options.fan_out:
             logits = module(graph.x, adj)
-            loss = F.cross_entropy(logits[view.train], graph.y[view.train])
+            loss = task.label_loss(logits[view.train], graph.y[view.train])
             yield loss + options.penalty(module)
             return
         for nodes in batches(view.train, options.batch_size):
             drawn = sampler.sample(nodes)
             logits = module(take_rows(graph.x, drawn.n_id), drawn.edge_index)
-            yield F.cross_entropy(logits[: len(nodes)], graph.y[nodes]) + options.penalty(module)
+            loss = task.label_loss(logits[: len(nodes)], graph.y[nodes])
+            yield loss + options.penalty(module)
 
     def validate() -> float:
-        predicted = module(graph.x, adj)[view.val].argmax(1)
-        return float((predicted == y_val).float().mean())
+        return task.score(module(graph.x, adj)[view.val], y_val)
 
     return fit(
         module,

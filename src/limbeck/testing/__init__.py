@@ -7,9 +7,9 @@ own::
     check_method(MyMethod(hidden_channels=32))
 """
 
-from limbeck.testing.graphs import small_graph
+from limbeck.testing.graphs import small_graph, small_label_graph
 from limbeck.testing.methods import check_method
 from limbeck.testing.students import check_student
 from limbeck.testing.teachers import check_teacher
 
-__all__ = ["check_method", "check_student", "check_teacher", "small_graph"]
+__all__ = ["check_method", "check_student", "check_teacher", "small_graph", "small_label_graph"]

@@ -15,7 +15,7 @@ from limbeck.graphs.view import View, make_view
 from limbeck.methods import Method
 from limbeck.teachers.own import Teacher
 from limbeck.teachers.sage import SAGE
-from limbeck.testing.graphs import small_graph
+from limbeck.testing.graphs import small_graph, small_label_graph
 from limbeck.testing.students import check_student
 from limbeck.training.loop import seeded
 
@@ -25,8 +25,8 @@ def check_method(method: Method) -> None:
 
     Determinism for a seed, other weights for another; no leakage of test labels or of unseen
     nodes, neither into the weights nor into the answers for observed nodes; every setting; dense
-    and sparse features; isolated nodes and a graph without edges among the observed; the student's
-    own battery; an unknown option is rejected.
+    and sparse features; isolated nodes and a graph without edges among the observed; several
+    labels per node, or a refusal of them; the student's own battery; an unknown option is rejected.
 
     Args:
         method: The method with its hyper-parameters; a small network and few epochs will do.
@@ -45,6 +45,23 @@ def check_method(method: Method) -> None:
     _check_run(_distill(method, _without_edges(small_graph()), "inductive"))
     run = _distill(method, small_graph(), "transductive")
     check_student(run.student, run.inputs.observed, 3)
+    _check_labels(method)
+
+
+def _check_labels(method: Method) -> None:
+    """Several labels per node: the same rules, or a refusal."""
+    graph = small_label_graph()
+    if "labels" not in method.tasks:
+        try:
+            _distill(method, graph, "transductive")
+        except OptionError:
+            return
+        raise AssertionError("a task that the method does not list is accepted")
+    for setting in ("transductive", "inductive"):
+        run = _distill(method, graph, setting)
+        _check_run(run)
+        _check_determinism(method, graph, setting, run)
+        _check_leakage(method, graph, setting, run)
 
 
 def _check_options(method: Method) -> None:
@@ -76,7 +93,9 @@ def _check_run(run: Run) -> None:
         "the graph around observed nodes is not the observed graph"
     )
     if run.view.has_unseen:
-        for setting in ("inductive", "production", "cold-start"):
+        several = "batch" in run.view.graph  # of which test graphs are unseen as a whole
+        production = () if several else ("production",)
+        for setting in ("inductive", *production, "cold-start"):
             accuracy = run.in_setting(setting).scores["student"]["test_accuracy"]
             assert 0 <= accuracy <= 1, f"no score in the setting {setting!r}"
 
@@ -107,7 +126,8 @@ def with_other_test_labels(graph: Data, view: View) -> Data:
     nodes = view.nodes[torch.cat([view.test_observed, view.test_unseen])]
     changed = _with_fixed_split(graph, view)
     changed.y = graph.y.clone()
-    changed.y[nodes] = (changed.y[nodes] + 1) % view.num_classes
+    others = 1 - graph.y[nodes] if graph.y.dim() == 2 else (graph.y[nodes] + 1) % view.num_classes
+    changed.y[nodes] = others
     return changed
 
 

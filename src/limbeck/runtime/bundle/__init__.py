@@ -21,6 +21,7 @@ from limbeck.runtime.bundle.manifest import (
     FORMAT,
     GRAPH,
     INPUTS,
+    LABELS_FORMAT,
     MANIFEST,
     MODEL,
     NEIGHBORS,
@@ -38,6 +39,7 @@ from limbeck.runtime.bundle.manifest import (
     SparseEntry,
     StatisticsEntry,
     StructureEntry,
+    format_of,
 )
 from limbeck.runtime.bundle.parsing import parse_manifest
 from limbeck.runtime.bundle.reading import Bundle, open_bundle
@@ -50,6 +52,7 @@ __all__ = [
     "FORMAT",
     "GRAPH",
     "INPUTS",
+    "LABELS_FORMAT",
     "MANIFEST",
     "MODEL",
     "NEIGHBORS",
@@ -69,6 +72,7 @@ __all__ = [
     "StatisticsEntry",
     "StructureEntry",
     "check_target",
+    "format_of",
     "open_bundle",
     "parse_manifest",
     "write_bundle",

@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from limbeck.errors import BundleError
+
 FORMAT = 2
-READABLE = (1, FORMAT)
+LABELS_FORMAT = 3
+"""Of students that give nodes several labels, which a reader of format 2 would take for classes."""
+
+READABLE = (1, FORMAT, LABELS_FORMAT)
+TASKS = ("classes", "labels")
 MANIFEST = "limbeck.json"
 INPUTS = ("x", "position")
 NEIGHBORS = "neighbors"
@@ -176,11 +182,11 @@ class Manifest:
     """The content of ``limbeck.json``.
 
     Args:
-        format: Number of the format, 1 or 2.
+        format: Number of the format, 1 to 3.
         limbeck: Version of Limbeck that wrote the bundle.
         method: Name of the distillation method.
         student: Name of the student's network.
-        classes: Name of each class, in the order of the logits.
+        classes: Name of each class or label, in the order of the logits.
         inputs: What the student reads of a node.
         routing: Its layers of experts that say where they send a node; none for other students.
         sparse: The model of sparse rows, or ``None`` where there is none.
@@ -200,6 +206,7 @@ class Manifest:
         files: Size and checksum of every file beside ``limbeck.json``, by name.
         cascade: When the student defers; ``None`` where no goal was given.
         statistics: What its nodes are like; ``None`` where that was not kept.
+        task: ``"classes"``: each node is of one of the classes; ``"labels"``: it has any of them.
     """
 
     format: int
@@ -225,6 +232,27 @@ class Manifest:
     files: Mapping[str, FileEntry]
     cascade: CascadeEntry | None = None
     statistics: StatisticsEntry | None = None
+    task: str = "classes"
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether a node has any number of labels, not one class."""
+        return self.task == "labels"
+
+    def require_one_class(self, what: str) -> None:
+        """Refuse a student that gives nodes several labels.
+
+        Args:
+            what: What cannot be done with it, for the message.
+
+        Raises:
+            BundleError: It gives several labels.
+        """
+        if self.several_labels:
+            raise BundleError(
+                f"the student of graph {self.graph.name!r} gives a node several labels, and {what} "
+                "knows one class per node only: ask it with 'limbeck predict' or from Python."
+            )
 
     @property
     def width(self) -> int:
@@ -243,3 +271,8 @@ class Manifest:
 
     def _width_of(self, name: str) -> int:
         return sum(entry.width for entry in self.inputs if entry.name == name)
+
+
+def format_of(fields: Mapping[str, Any]) -> int:
+    """Number of the format that the fields of a new ``limbeck.json`` are written in."""
+    return LABELS_FORMAT if fields.get("task") == "labels" else FORMAT

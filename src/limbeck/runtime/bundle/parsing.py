@@ -16,10 +16,12 @@ from limbeck.runtime.bundle.manifest import (
     EDGE_WEIGHTS,
     GRAPH,
     INPUTS,
+    LABELS_FORMAT,
     MANIFEST,
     MODEL,
     NEIGHBORS,
     SPARSE_MODEL,
+    TASKS,
     BandsEntry,
     CascadeEntry,
     FileEntry,
@@ -96,6 +98,7 @@ def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
         files=files,
         cascade=_parse_cascade(top),
         statistics=_parse_statistics(top),
+        task=top.choice("task", *TASKS) if number >= LABELS_FORMAT else TASKS[0],
     )
 
 

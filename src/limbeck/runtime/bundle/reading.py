@@ -107,7 +107,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if type(number) is not int or number not in READABLE:
         raise BundleError(
             f"{path} is of format {number!r}, and this version of Limbeck reads formats "
-            f"{' and '.join(map(str, READABLE))}."
+            f"{', '.join(map(str, READABLE))}."
         )
     body, end = raw[: -len(seal(b""))], raw[-len(seal(b"")) :]
     if end != seal(body):

@@ -19,11 +19,11 @@ from limbeck.errors import BundleError, OptionError, OutputError
 from limbeck.runtime.bundle.manifest import (
     CARD,
     COLD_MODEL,
-    FORMAT,
     MANIFEST,
     MODEL,
     SPARSE_MODEL,
     STORE,
+    format_of,
 )
 from limbeck.runtime.bundle.parsing import parse_manifest, seal
 
@@ -66,7 +66,7 @@ def write_bundle(
             draft = scratch / "bundle"
             models = {MODEL: model, SPARSE_MODEL: sparse_model, COLD_MODEL: cold_model}
             files = _write_files(draft, models, store, card)
-            document = {"format": FORMAT, **manifest, "files": files}
+            document = {"format": format_of(manifest), **manifest, "files": files}
             _write_bytes(draft / MANIFEST, _sealed(document, target))
             _sync_folder(draft / STORE)
             _sync_folder(draft)
