@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -34,6 +34,7 @@ def distill(
     latency: bool = True,
     defer_accuracy: float | None = None,
     defer_coverage: float | None = None,
+    quantize: Literal["int8"] | None = None,
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -58,6 +59,7 @@ def distill(
         defer_accuracy: Keep a threshold below which the student defers, so that it has this
             accuracy on the validation nodes that it keeps; and the teacher's answers for others.
         defer_coverage: The same, so that it keeps this share of the validation nodes.
+        quantize: int8 computes answers in eight bits, for students that are MLPs.
         json: Print one JSON document.
         quiet: Show no progress.
     """
@@ -84,7 +86,9 @@ def distill(
     run = limbeck.distill(view, known, chosen, seed, progress=progress, resume=True)
     if progress:
         say("writing the bundle" + (" and measuring its latency" if latency else ""))
-    path = run.save(out, latency=measure_latency if latency else None, defer=defer)
+    path = run.save(
+        out, latency=measure_latency if latency else None, defer=defer, quantize=quantize
+    )
     if json:
         show_json(_document(run, path))
     else:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -17,10 +18,17 @@ from torch import Tensor
 from limbeck.errors import OptionError, TeacherError
 from limbeck.evaluation.calibration import fit_temperature
 from limbeck.evaluation.cascade import DeferGoal, fit_cascade, stored_teacher
-from limbeck.evaluation.metrics import cut_consistency, main_score, score
+from limbeck.evaluation.metrics import (
+    accuracy,
+    cut_consistency,
+    expected_calibration_error,
+    main_score,
+    score,
+)
 from limbeck.evaluation.slices import score_slices
 from limbeck.evaluation.statistics import node_statistics
 from limbeck.export.bundle import export_bundle
+from limbeck.export.int8 import Quantization
 from limbeck.graphs.cache import cache_folder
 from limbeck.graphs.profile import num_neighbors
 from limbeck.graphs.sparse import take_rows
@@ -156,6 +164,7 @@ class Run:
         *,
         latency: Callable[[BundledStudent], Mapping[str, Any]] | None = None,
         defer: DeferGoal | None = None,
+        quantize: Quantization | None = None,
     ) -> Path:
         """Write the bundle, whole or not at all.
 
@@ -167,8 +176,11 @@ class Run:
                 :func:`limbeck.runtime.measure_latency`; ``None`` leaves latency out.
             defer: For which accuracy or coverage on the validation nodes the student defers what it
                 is not sure of; the teacher's answers are stored for that. ``None`` for never.
+            quantize: ``"int8"`` makes answers with weights and activations in eight bits, for
+                students that are MLPs. The card says what that changes on test nodes.
 
         Raises:
+            OptionError: The student has no form in int8.
             OutputError: The folder cannot be written, or holds something else.
             OptionError: ``defer`` is given, and nodes have several labels.
         """
@@ -202,7 +214,19 @@ class Run:
             latency=latency,
             more_fields=fields,
             more_arrays=arrays,
+            quantize=quantize,
+            judge=self._judge,
         )
+
+    def _judge(self, logits: npt.NDArray[np.float32]) -> dict[str, float]:
+        """How good answers ``[N, C]`` for all nodes, in the graph's order, are on test nodes."""
+        test = torch.unique(torch.cat([part.nodes for part in self.parts]))
+        answers = torch.from_numpy(logits)[self.view.nodes[test]] / self.temperature
+        labels = self.view.everything.y[test]
+        return {
+            "test_accuracy": accuracy(answers, labels),
+            "ece": expected_calibration_error(answers, labels),
+        }
 
     def _cascade(self, goal: DeferGoal) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """When the student defers, and the teacher's answers for the known nodes."""

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,16 @@ from limbeck.errors import OptionError
 from limbeck.export.bands import export_bands
 from limbeck.export.card import make_card
 from limbeck.export.gnn import export_gnn
+from limbeck.export.int8 import (
+    CALIBRATION_NODES,
+    Quantization,
+    answers_of,
+    check_quantize,
+    compare,
+    quantize_model,
+)
 from limbeck.export.onnx import (
+    BLOCK_ROWS,
     PROBE_ROWS,
     Scaling,
     check_scaling,
@@ -27,7 +37,9 @@ from limbeck.export.onnx import (
     input_widths,
     known_logits,
     on_cpu,
+    reads_linearly,
     routing_entries,
+    to_layers,
     to_onnx,
     to_sparse_onnx,
 )
@@ -38,16 +50,19 @@ from limbeck.runtime.bundle import (
     BANDS,
     CARD,
     COLD_MODEL,
+    INPUTS,
     MANIFEST,
     MODEL,
     SPARSE_MODEL,
+    Manifest,
     RoutingEntry,
     check_target,
     format_of,
     parse_manifest,
     write_bundle,
 )
-from limbeck.runtime.kernel import SparseModel
+from limbeck.runtime.kernel import Kernel, SparseModel
+from limbeck.runtime.native import HAS_KERNELS, NativeKernel, folded_arrays, layers_from
 from limbeck.runtime.neighborhood import Neighborhood
 from limbeck.runtime.predictor import (
     BundledStudent,
@@ -62,6 +77,7 @@ from limbeck.students.gnn import GNNStudent
 from limbeck.students.inputs import InputSpec, NodeInputs
 from limbeck.students.sa_mlp import SAMLP
 
+Judge = Callable[[npt.NDArray[np.float32]], Mapping[str, Any]]
 Latency = Mapping[str, Any] | Callable[[BundledStudent], Mapping[str, Any]]
 
 
@@ -88,6 +104,8 @@ def export_bundle(
     banded: torch.Tensor | None = None,
     more_fields: Mapping[str, Any] | None = None,
     more_arrays: Mapping[str, npt.NDArray[Any]] | None = None,
+    quantize: Quantization | None = None,
+    judge: Judge | None = None,
 ) -> Path:
     """Write the bundle of a trained student, whole or not at all.
 
@@ -121,17 +139,21 @@ def export_bundle(
             default. The others are answered as new nodes without.
         more_fields: Fields of the manifest that no answer depends on: ``cascade``, ``statistics``.
         more_arrays: Arrays of the store that go with them.
+        quantize: ``"int8"`` computes and stores answers in eight bits, see
+            :mod:`limbeck.export.int8`: for MLPs, on features or features and positions.
+        judge: What scores logits ``[N, C]`` of the known nodes in eight bits, for the card.
 
     Returns:
         The folder.
 
     Raises:
         OptionError: The student reads something else than ``x``, ``scaling`` or a field does not
-            fit, or nodes, ids and classes differ in number.
+            fit, there is no form of it in int8, or nodes, ids and classes differ in number.
         OutputError: The folder cannot be written; nothing is left behind.
         ParityError: ONNX Runtime answers differently from torch.
     """
     check_target(path)  # before the work, not only after it
+    check_quantize(quantize)
     inputs = on_cpu(inputs)
     specs = _input_specs(student, len(inputs))
     check_scaling(scaling, specs[0].width)
@@ -148,6 +170,11 @@ def export_bundle(
         banded=banded,
     )
     _check_classes(graph_info, parts.logits)
+    scores = dict(scores)
+    if quantize is not None:
+        parts = _quantized(student, inputs, parts, observed, float(temperature))
+        if judge is not None:
+            scores["student as int8"] = dict(judge(parts.logits))
     fields: dict[str, Any] = {
         "limbeck": limbeck.__version__,
         "method": method,
@@ -158,7 +185,7 @@ def export_bundle(
         "hyper_parameters": dict(hyper_parameters),
         "teacher": dict(teacher),
         "setting": setting,
-        "scores": dict(scores),
+        "scores": scores,
         "latency": None,
         "calibration": {"temperature": float(temperature)},
         "graph": {
@@ -251,12 +278,57 @@ def _parts(
             bands.logits, bands.model, cold=bands.cold, fields={"bands": asdict(bands.entry)}
         )
     probe = _probe(inputs)
+    layers = to_layers(student, scaling, probe=probe)
+    folded = None if layers is None else folded_arrays(layers)
     return _Parts(
         known_logits(student, inputs, scaling),
         to_onnx(student, scaling, probe=probe),
         to_sparse_onnx(student, scaling, probe=probe) if is_csr(inputs.x) else None,
         routing=routing_entries(student),
+        fields={} if folded is None else {"folded": {"widths": list(folded[0].widths)}},
+        arrays={} if folded is None else folded[1],
     )
+
+
+def _quantized(
+    student: torch.nn.Module,
+    inputs: NodeInputs,
+    parts: _Parts,
+    observed: torch.Tensor | None,
+    temperature: float,
+) -> _Parts:
+    """The same student in eight bits, in one model.
+
+    Raises:
+        OptionError: There is no such form of it, or no observed node to calibrate with.
+    """
+    if set(parts.fields) - {"folded"} or not reads_linearly(student):
+        raise OptionError(
+            f"the student {type(student).__name__} has no form in int8: only MLPs do; leave "
+            "quantize out."
+        )
+    nodes = torch.arange(len(inputs)) if observed is None else observed.cpu().nonzero().flatten()
+    if len(nodes) == 0:
+        raise OptionError("int8 needs observed nodes to calibrate with, and there are none.")
+    place = torch.linspace(0, len(nodes) - 1, min(CALIBRATION_NODES, len(nodes))).long()
+    model = quantize_model(parts.model, _rows_by_name(inputs.take(nodes[place])))
+    blocks = [
+        answers_of(
+            model,
+            _rows_by_name(inputs.take(torch.arange(start, min(start + BLOCK_ROWS, len(inputs))))),
+            parts.logits.shape[1],
+        )
+        for start in range(0, len(inputs), BLOCK_ROWS)
+    ]
+    logits = np.concatenate(blocks)
+    entry = compare(parts.logits, logits, temperature, len(place))
+    return _Parts(logits, model, fields={"quantization": asdict(entry)})
+
+
+def _rows_by_name(inputs: NodeInputs) -> dict[str, npt.NDArray[np.float32]]:
+    """Dense inputs of some nodes as a model reads them."""
+    rows = (np.ascontiguousarray(part.float().numpy()) for part in dense_rows(inputs))
+    return dict(zip(INPUTS, rows, strict=False))
 
 
 def _reads_bands(student: torch.nn.Module) -> bool:
@@ -354,12 +426,20 @@ def _in_memory(
     return BundledStudent(
         manifest,
         node_store,
-        lambda: make_kernel(manifest, parts.model, where, parts.sparse),
+        lambda: _kernel_of(manifest, parts, where),
         None
         if manifest.structure is None
         else StructureStore(store, manifest.structure, node_store.num_nodes),
         make_cold_kernel=None if cold is None else lambda: make_cold_kernel(manifest, cold, where),
     )
+
+
+def _kernel_of(manifest: Manifest, parts: _Parts, where: str) -> Kernel:
+    """What computes answers, as in :func:`limbeck.runtime.load_bundle`."""
+    general = partial(make_kernel, manifest, parts.model, where, parts.sparse)
+    if manifest.folded is None or not HAS_KERNELS:
+        return general()
+    return NativeKernel(layers_from(parts.arrays, manifest.folded, where), general)
 
 
 def _versions() -> dict[str, str]:

@@ -26,6 +26,7 @@ def make_card(manifest: Mapping[str, Any], bundle_name: str, example_id: int | s
         _scores(manifest["scores"]),
         *_slices(manifest["scores"]),
         *_structure(manifest.get("structure")),
+        *_quantization(manifest.get("quantization")),
         "## Latency",
         _latency(manifest["latency"]),
         "## Made from",
@@ -117,6 +118,19 @@ def _structure(structure: Mapping[str, Any] | None) -> list[str]:
         f"The rows that neighbours contribute are stored as {structure['table_dtype']}, with one "
         f"factor each. {100 * structure['agreement']:.2f} % of the known nodes keep the class that "
         "they have with the rows as trained, so accuracy differs by the rest at most."
+    ]
+
+
+def _quantization(quantization: Mapping[str, Any] | None) -> list[str]:
+    """What computing in eight bits costs, where it is done."""
+    if quantization is None:
+        return []
+    return [
+        f"Answers are computed with weights in {quantization['weights']} and activations in uint8, "
+        f"whose ranges {quantization['calibration_nodes']:,} observed nodes set. "
+        f"{100 * quantization['agreement']:.2f} % of the known nodes keep the class that they have "
+        "in float32; no calibrated probability of theirs changes by more than "
+        f"{quantization['largest_change']:.2g}. Scores of the *student* are those of float32."
     ]
 
 

@@ -169,6 +169,33 @@ def fold(student: torch.nn.Module) -> list[Block] | None:
         ]
 
 
+def mlp_layers(blocks: list[Block], scaling: tuple[Tensor, Tensor] | None) -> list[Linear] | None:
+    """The layers of a student that is an MLP, which read raw features.
+
+    Args:
+        blocks: The student.
+        scaling: Mean and deviation that features were standardised with in training, ``[F]`` each.
+
+    Returns:
+        Linear maps with a ReLU behind each but the last; ``None`` for any other student.
+    """
+    maps = [block.map for block in blocks if isinstance(block.map, Linear)]
+    as_mlp = [block.relu for block in blocks] == [True] * (len(blocks) - 1) + [False]
+    if len(maps) < len(blocks) or not as_mlp or _has_more(blocks):
+        return None
+    if scaling is None:
+        return maps
+    mean, deviation = (vector.cpu().double().numpy() for vector in scaling)
+    weight = maps[0].weight / deviation[:, None]
+    bias = maps[0].bias - mean @ weight
+    return [Linear(weight.astype(np.float32), bias.astype(np.float32)), *maps[1:]]
+
+
+def _has_more(blocks: list[Block]) -> bool:
+    """Whether something stands between a map and its ReLU."""
+    return any(block.norm is not None or block.shift is not None for block in blocks)
+
+
 def sums_to_one(layer: Map) -> bool:
     """Whether the weights of the layer's maps sum to one in every row, as those of one map do."""
     return isinstance(layer, Linear) or isinstance(layer.chooser, Memories)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import OptionError
-from limbeck.export.folded import Block, fold
+from limbeck.export.folded import Block, Linear, fold, mlp_layers
 from limbeck.export.forms import (
     DenseRows,
     Rows,
@@ -36,6 +36,7 @@ from limbeck.runtime.kernel import (
     route_names,
     softmax,
 )
+from limbeck.runtime.native import Layers
 from limbeck.runtime.rows import CsrRows
 from limbeck.students.experts import ExpertStudent
 from limbeck.students.inputs import InputSpec, NodeInputs, Surroundings
@@ -236,6 +237,51 @@ def to_sparse_onnx(
     session = open_model(model, "the exported sparse model", ends, answers)
     check_parity(expected, session.run(["logits"], _entries(rows))[0])
     return SparseModel(model, values_per_entry(blocks[0].map), "the exported sparse model")
+
+
+def to_layers(
+    student: torch.nn.Module,
+    scaling: Scaling | None = None,
+    *,
+    probe: tuple[Tensor, ...] | None = None,
+) -> Layers | None:
+    """Export a student as the layers that the compiled kernels of the runtime read.
+
+    Args:
+        student: The student.
+        scaling: What ``x`` was standardised with in training; it is folded into the first layer.
+        probe: Raw dense inputs to compare the two on; normal random numbers by default.
+
+    Returns:
+        Weight ``[in, out]`` and bias ``[out]`` of each layer; ``None`` where there are none: for a
+        student that is no MLP on features alone, and where features are so large against their
+        deviation that the first layer cannot read them raw to :data:`PARITY`.
+
+    Raises:
+        OptionError: The student reads something else, or ``scaling`` does not fit.
+    """
+    widths = input_widths(student)
+    check_scaling(scaling, widths[0])
+    raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
+    blocks = fold(raw_student.student)
+    maps = None if blocks is None or len(widths) > 1 else mlp_layers(blocks, scaling)
+    if maps is None:
+        return None
+    rows = _random_rows(scaling, widths) if probe is None else probe
+    answers = rows[0].float().numpy()
+    for i, layer in enumerate(maps):
+        answers = (answers if i == 0 else np.maximum(answers, 0)) @ layer.weight + layer.bias
+    try:
+        check_parity(_logits(raw_student, rows), answers)
+    except ParityError:
+        return None
+    return tuple((layer.weight, layer.bias) for layer in maps)
+
+
+def reads_linearly(student: torch.nn.Module) -> bool:
+    """Whether every layer of a student is one linear map, as those that int8 has a form for."""
+    blocks = fold(copy.deepcopy(student).cpu().eval())
+    return blocks is not None and all(isinstance(block.map, Linear) for block in blocks)
 
 
 def routing_entries(student: torch.nn.Module) -> tuple[RoutingEntry, ...]:

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.errors import OptionError
+from limbeck.runtime.arrays import checked_array
 from limbeck.runtime.bundle import STORE, Bundle, CascadeEntry
 from limbeck.runtime.kernel import softmax
-from limbeck.runtime.store import checked_array
 
 TEACHER_LOGITS = "teacher_logits"
 

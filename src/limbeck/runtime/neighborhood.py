@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.errors import BundleError
+from limbeck.runtime.arrays import checked_array
 from limbeck.runtime.bundle import STORE, NeighborhoodEntry
 from limbeck.runtime.kernel import Ends, ModelContent, open_model
 from limbeck.runtime.rows import CsrRows, Rows, entries_of
-from limbeck.runtime.store import NodeStore, checked_array
+from limbeck.runtime.store import NodeStore
 from limbeck.runtime.structure import Edges
 
 if TYPE_CHECKING:

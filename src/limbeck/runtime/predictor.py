@@ -31,7 +31,15 @@ from limbeck.runtime.kernel import (
     Routes,
     SparseModel,
     sigmoid,
+)
+from limbeck.runtime.native import (
+    HAS_KERNELS,
+    Answers,
+    NativeKernel,
+    read_layers,
+    say_that_kernels_are_missing,
     softmax,
+    takes_nothing,
 )
 from limbeck.runtime.neighborhood import Neighborhood, OnnxBallModel
 from limbeck.runtime.rows import CsrRows, Rows, check_beside, check_rows
@@ -133,6 +141,13 @@ class BundledStudent:
         return self._make_kernel()
 
     @cached_property
+    def _answer_new(self) -> Answers:
+        """Answers new nodes by their features, where one call of compiled code can."""
+        if self.manifest.folded is None or not isinstance(self.kernel, NativeKernel):
+            return takes_nothing
+        return self.kernel.answer
+
+    @cached_property
     def cold_kernel(self) -> Kernel:
         """What computes logits of nodes without bands; made at first use.
 
@@ -217,6 +232,15 @@ class BundledStudent:
         bands: Any = None,
     ) -> npt.NDArray[np.float32]:
         """Logits before calibration, float32 ``[B, C]``; see :meth:`predict`."""
+        if (
+            neighbors is None
+            and position is None
+            and bands is None
+            and (nodes is None or x is None)
+        ):
+            quickly = self._answer_new(x) if nodes is None else self.store.lookup(nodes)
+            if quickly is not None:
+                return quickly
         known = self._known_rows(nodes, x, neighbors, position, bands)
         if known is not None:
             return self.store.logits(known)
@@ -518,7 +542,7 @@ def load_bundle(
     return BundledStudent(
         manifest,
         store,
-        lambda: _onnx_kernel(bundle),
+        lambda: _kernel(bundle),
         StructureStore.open(bundle),
         max_neighbors,
         make_cold_kernel=None
@@ -532,6 +556,17 @@ def _model_file(bundle: Bundle, name: str) -> tuple[ModelContent, Path]:
     """What reads a model's file, and its name."""
     path = bundle.file(name)
     return partial(_read, path), path
+
+
+def _kernel(bundle: Bundle) -> Kernel:
+    """What computes a bundle's answers: compiled code where it can, ONNX Runtime elsewhere."""
+    folded = bundle.manifest.folded
+    if folded is None:
+        return _onnx_kernel(bundle)
+    if not HAS_KERNELS:
+        say_that_kernels_are_missing()
+        return _onnx_kernel(bundle)
+    return NativeKernel(read_layers(bundle, folded), lambda: _onnx_kernel(bundle))
 
 
 def _onnx_kernel(bundle: Bundle) -> OnnxKernel:

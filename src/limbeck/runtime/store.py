@@ -24,7 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.errors import BundleError, OptionError, RequestError, nearest_name
+from limbeck.runtime.arrays import checked_array
 from limbeck.runtime.bundle import STORE, Bundle
+from limbeck.runtime.native import Answers, lookup_of
 from limbeck.runtime.rows import CsrRows, Rows
 
 # Up to this many text ids an unknown one is compared with all of them; it takes some 10 us each.
@@ -87,33 +89,6 @@ def _id_arrays(ids: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
     offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
     np.cumsum([len(text) for text in encoded], out=offsets[1:])
     return {"ids": np.frombuffer(b"".join(encoded), dtype=np.uint8), "ids_offsets": offsets}
-
-
-def checked_array(
-    arrays: Mapping[str, npt.NDArray[Any]],
-    where: str,
-    name: str,
-    dtype: type[np.generic],
-    shape: tuple[int | None, ...],
-) -> npt.NDArray[Any]:
-    """Array ``name`` of a store, which must be of that type and shape (``None`` is any length).
-
-    Raises:
-        BundleError: It is missing or of another type or shape.
-    """
-    if name not in arrays:
-        raise BundleError(f"{where}/{name}.npy is missing.")
-    array = arrays[name]
-    fits = len(array.shape) == len(shape) and all(
-        wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
-    )
-    if array.dtype != dtype or not fits:
-        wanted_shape = ", ".join("any" if length is None else str(length) for length in shape)
-        raise BundleError(
-            f"{where}/{name}.npy holds {array.dtype} of shape {array.shape}, and must hold "
-            f"{np.dtype(dtype)} of shape ({wanted_shape})."
-        )
-    return array
 
 
 class NodeStore:
@@ -238,6 +213,22 @@ class NodeStore:
     def logits(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Cached logits ``[B, C]`` of the nodes in ``rows``, a copy."""
         return self._logits[rows]
+
+    @cached_property
+    def lookup(self) -> Answers:
+        """Cached logits ``[B, C]`` of a list of ids, quickly; ``None`` for what it does not take.
+
+        See :func:`limbeck.runtime.native.lookup_of`; what it leaves, :meth:`rows_of` and
+        :meth:`logits` answer or refuse in words.
+
+        Raises:
+            BundleError: The stored ids are not text.
+        """
+        if self._has_text_ids:
+            return lookup_of(self._logits, rows=self._row_of_text)
+        if self._ids_are_rows:
+            return lookup_of(self._logits)
+        return lookup_of(self._logits, self._sorted_ids, self._order)
 
     def features(self, rows: npt.NDArray[np.int64]) -> Rows:
         """Features of the nodes in ``rows``: dense ``[B, F]``, or CSR as they are stored.

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.errors import BundleError, RequestError
+from limbeck.runtime.arrays import checked_array
 from limbeck.runtime.bundle import STORE, Bundle, StructureEntry
 from limbeck.runtime.kernel import Structure
-from limbeck.runtime.store import NodeStore, checked_array
+from limbeck.runtime.store import NodeStore
 
 HASH_PRIME = 2**31 - 1
 """Columns of a hashed table are hashed modulo this prime."""

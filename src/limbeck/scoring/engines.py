@@ -59,7 +59,6 @@ def under_dask(works: Sequence[Work], address: str, workers: int) -> Iterator[Pa
         MissingExtraError: Dask is not installed.
         OptionError: No scheduler answers there.
     """
-    distributed: Any
     try:
         import distributed
     except ModuleNotFoundError as error:

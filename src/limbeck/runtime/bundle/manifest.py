@@ -57,6 +57,34 @@ class SparseEntry:
 
 
 @dataclass(frozen=True)
+class FoldedEntry:
+    """The layers of a student that is an MLP, as arrays of the store.
+
+    Args:
+        widths: Number of features, of each hidden layer's values, and of classes.
+    """
+
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class QuantizationEntry:
+    """What computing in eight bits changes, measured on the known nodes.
+
+    Args:
+        weights: How weights are stored: ``"int8"``, with a factor for each output.
+        calibration_nodes: Observed nodes whose values set the ranges of activations.
+        agreement: Share of the known nodes that keep their class.
+        largest_change: The largest difference in a calibrated probability.
+    """
+
+    weights: str
+    calibration_nodes: int
+    agreement: float
+    largest_change: float
+
+
+@dataclass(frozen=True)
 class StructureEntry:
     """The table of a student that reads neighbours.
 
@@ -207,6 +235,8 @@ class Manifest:
         cascade: When the student defers; ``None`` where no goal was given.
         statistics: What its nodes are like; ``None`` where that was not kept.
         task: ``"classes"``: each node is of one of the classes; ``"labels"``: it has any of them.
+        folded: The layers of a student that is an MLP; ``None`` where the store has none.
+        quantization: What computing in eight bits changes; ``None`` where it is not done.
     """
 
     format: int
@@ -232,6 +262,8 @@ class Manifest:
     files: Mapping[str, FileEntry]
     cascade: CascadeEntry | None = None
     statistics: StatisticsEntry | None = None
+    folded: FoldedEntry | None = None
+    quantization: QuantizationEntry | None = None
     task: str = "classes"
 
     @property

@@ -25,10 +25,12 @@ from limbeck.runtime.bundle.manifest import (
     BandsEntry,
     CascadeEntry,
     FileEntry,
+    FoldedEntry,
     GraphEntry,
     InputEntry,
     Manifest,
     NeighborhoodEntry,
+    QuantizationEntry,
     RoutingEntry,
     SparseEntry,
     StatisticsEntry,
@@ -99,6 +101,8 @@ def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
         cascade=_parse_cascade(top),
         statistics=_parse_statistics(top),
         task=top.choice("task", *TASKS) if number >= LABELS_FORMAT else TASKS[0],
+        folded=_parse_folded(top, inputs),
+        quantization=_parse_quantization(top),
     )
 
 
@@ -284,6 +288,34 @@ def _parse_statistics(top: _Fields) -> StatisticsEntry | None:
         fields.count("nodes", 1),
         {name: degree.number(name, 0.0, 1.0) for name in degree.document},
         fields.shares("classes"),
+    )
+
+
+def _parse_folded(top: _Fields, inputs: tuple[InputEntry, ...]) -> FoldedEntry | None:
+    if top.document.get("folded") is None:  # of another student, or older than the kernels
+        return None
+    fields = _Fields(top.get("folded", dict), top.where, "folded.")
+    widths = fields.get("widths", list)
+    ends = (inputs[0].width, len(top.strings("classes")))
+    if (
+        len(widths) < 2
+        or any(type(width) is not int or width < 1 for width in widths)
+        or (widths[0], widths[-1]) != ends
+        or len(inputs) > 1
+    ):
+        raise fields.wrong("widths", f"a list of widths from {ends[0]} to {ends[1]}")
+    return FoldedEntry(tuple(widths))
+
+
+def _parse_quantization(top: _Fields) -> QuantizationEntry | None:
+    if top.document.get("quantization") is None:  # likewise
+        return None
+    fields = _Fields(top.get("quantization", dict), top.where, "quantization.")
+    return QuantizationEntry(
+        fields.choice("weights", "int8"),
+        fields.count("calibration_nodes", 1),
+        fields.number("agreement", 0.0, 1.0),
+        fields.number("largest_change", 0.0, 1.0),
     )
 
 

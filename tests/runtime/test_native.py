@@ -1,0 +1,312 @@
+"""The compiled kernels; a checkout builds them with ``python hatch_build.py``."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from tiny_bundle import BIAS, WEIGHT, X, manifest_fields, tiny_parts
+
+import limbeck
+from limbeck.errors import BundleError, RequestError
+from limbeck.runtime import native, predictor
+from limbeck.runtime.kernel import softmax
+from limbeck.runtime.native import NativeKernel, folded_arrays
+
+kernels = pytest.importorskip("limbeck.runtime._kernels", reason="built without a C compiler")
+
+LAYERS = ((WEIGHT, BIAS),)
+LOGITS = X @ WEIGHT + BIAS
+
+
+def random_layers(*widths: int) -> Any:
+    rng = np.random.default_rng(len(widths))
+    return tuple(
+        (
+            rng.normal(size=(a, b)).astype(np.float32) / np.float32(a**0.5),
+            rng.normal(size=b).astype(np.float32),
+        )
+        for a, b in itertools.pairwise(widths)
+    )
+
+
+def by_numpy(layers: Any, x: np.ndarray) -> np.ndarray:
+    for i, (weight, bias) in enumerate(layers):
+        x = (x if i == 0 else np.maximum(x, 0)) @ weight + bias
+    return x
+
+
+def sparse_rows(count: int, width: int, seed: int = 0) -> sp.csr_array:
+    """Some rows, of which every third is empty."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, width)) * (rng.random((count, width)) < 0.2)
+    x[::3] = 0
+    return sp.csr_array(x.astype(np.float32))
+
+
+WIDTHS = [(3, 2), (1433, 64, 7), (100, 256, 256, 47), (5, 16, 32, 48, 1), (17, 33, 65, 130)]
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 31, 32, 33, 70])
+def test_dense_and_sparse_rows_answer_as_numpy(widths: tuple[int, ...], count: int) -> None:
+    layers = random_layers(*widths)
+    answer = kernels.Mlp(layers).answer
+    x = sparse_rows(count, widths[0])
+    expected = by_numpy(layers, x.toarray())
+    for request in (
+        x.toarray(),
+        (x.indptr, x.indices, x.data),
+        (x.indptr.astype(np.int64), x.indices, x.data.astype(np.float64)),
+        (x.indptr.astype(np.int32), x.indices.astype(np.int64), x.data),
+    ):
+        logits = answer(request)
+        assert logits.shape == (count, widths[-1])
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_values_left_out_are_ones_and_columns_count_as_often_as_they_stand() -> None:
+    answer = kernels.Mlp(LAYERS).answer
+    # by hand: no entry; column 2, then 0; column 1 twice
+    indptr, indices = np.array([0, 0, 2, 4]), np.array([2, 0, 1, 1])
+    expected = [BIAS, BIAS + WEIGHT[2] + WEIGHT[0], BIAS + 2 * WEIGHT[1]]
+    np.testing.assert_allclose(answer((indptr, indices)), expected)
+    np.testing.assert_allclose(answer((indptr, indices, None)), expected)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        (np.array([0, 1]), np.array([3])),  # a column that does not exist
+        (np.array([0, 1]), np.array([-1])),
+        (np.array([0, 1]), np.array([2**40])),
+        (np.array([0, 2]), np.array([1])),  # rows that end behind the entries
+        (np.array([0, 2, 1]), np.array([1])),
+        (np.array([0, -1, 1]), np.array([1])),
+        (np.array([1, 1]), np.array([1])),
+        (np.array([0, 1]), np.array([1, 2])),  # or before their end
+        (np.array([0]), np.array([1])),
+        (np.array([], dtype=np.int64), np.array([], dtype=np.int64)),
+        (np.array([0, 1]), np.array([1]), np.array([np.nan], dtype=np.float32)),
+        (np.array([0, 1]), np.array([1]), np.array([1e39])),
+        (np.array([0, 1]), np.array([1]), np.array([1.0, 2.0])),
+        (np.array([0, 1]), np.array([1]), np.array([1])),  # other types go the general way
+        (np.array([0, 1]), np.array([1.0])),
+        (np.array([[0, 1]]), np.array([1])),
+        (np.array([0, 1]), np.arange(8)[::3]),
+        ([0, 1], [1]),
+        (np.array([0, 1]),),
+        (),
+        np.zeros((1, 4), dtype=np.float32),
+        np.zeros((1, 3)),
+        np.zeros((2, 6), dtype=np.float32)[:, ::2],
+        np.zeros(3, dtype=np.float32),
+        np.array([[0, np.inf, 0]], dtype=np.float32),
+        np.array([[3e38, 0, 3e38]], dtype=np.float32),  # an answer that is not finite
+        [[0, 0, 0]],
+        None,
+        "x",
+    ],
+)
+def test_what_is_not_right_is_left_to_the_general_way(request_: Any) -> None:
+    assert kernels.Mlp(LAYERS).answer(request_) is None
+
+
+def test_numbers_that_overflow_in_a_hidden_layer_do_not_hide_behind_a_relu() -> None:
+    one = np.ones((1, 1), dtype=np.float32)
+    zero = np.zeros(1, dtype=np.float32)
+    layers = ((3e38 * one, zero), (one * 3e38, zero), (0 * one, zero))
+    assert kernels.Mlp(layers).answer(one * 10) is None
+
+
+def test_layers_that_do_not_fit_are_refused() -> None:
+    weight, bias = np.zeros((3, 2), dtype=np.float32), np.zeros(2, dtype=np.float32)
+    for wrong in ((), ((weight,),), ((weight.astype(np.float64), bias),), (weight, bias)):
+        with pytest.raises(TypeError):
+            kernels.Mlp(wrong)
+    for wrong in (((weight, bias[:1]),), ((weight, bias), (weight, bias))):
+        with pytest.raises(ValueError, match="do not fit"):
+            kernels.Mlp(wrong)
+
+
+def test_random_requests_are_answered_right_or_not_at_all() -> None:
+    rng = np.random.default_rng(0)
+    layers = random_layers(9, 20, 4)
+    answer = kernels.Mlp(layers).answer
+    answered = 0
+    for _ in range(3000):
+        count, entries = rng.integers(0, 5), rng.integers(0, 8)
+        indptr = np.sort(rng.integers(0, entries + 1, count + 1))
+        if count and rng.random() < 0.8:
+            indptr[0], indptr[-1] = 0, entries
+        if rng.random() < 0.1:
+            rng.shuffle(indptr)
+        indices = rng.integers(-1 if rng.random() < 0.2 else 0, 10, entries)
+        values = rng.normal(size=entries).astype(np.float32)
+        right = (
+            indptr[0] == 0
+            and indptr[-1] == entries
+            and (np.diff(indptr) >= 0).all()
+            and ((indices >= 0) & (indices < 9)).all()
+        )
+        logits = answer((indptr, indices, values))
+        assert (logits is not None) == right
+        if right:
+            answered += 1
+            x = np.zeros((count, 9), dtype=np.float32)
+            np.add.at(x, (np.repeat(np.arange(count), np.diff(indptr)), indices), values)
+            np.testing.assert_allclose(logits, by_numpy(layers, x), atol=1e-5)
+    assert 300 < answered < 2700
+
+
+def test_threads_get_the_answers_of_their_own_requests() -> None:
+    layers = random_layers(300, 128, 128, 5)
+    answer = kernels.Mlp(layers).answer
+    rng = np.random.default_rng(1)
+    requests = [rng.normal(size=(200, 300)).astype(np.float32) for _ in range(4)]
+    expected = [answer(x) for x in requests]
+    wrong = []
+
+    def ask(i: int) -> None:
+        wrong.extend(i for _ in range(20) if not np.array_equal(answer(requests[i]), expected[i]))
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_softmax_in_place() -> None:
+    logits = np.array([[1, -2, 3], [1000, 0, -1000], [0, 0, 0]], dtype=np.float32)
+    expected = softmax(logits, 0.5)
+    found = native.softmax(logits, 0.5)
+    assert found is logits
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-30)
+    frozen = np.zeros((1, 2), dtype=np.float32)
+    frozen.flags.writeable = False
+    np.testing.assert_allclose(native.softmax(frozen, 1.0), [[0.5, 0.5]])
+    with pytest.raises(TypeError):
+        kernels.softmax(logits, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "unknown"),
+    [
+        ((0, 1, 2, 3), [4, -1, 2**63 - 1, True, "0", 1.0, 2**70]),
+        ((10, 20, 30, 40), [15, 0, 50, None]),
+        ((30, 10, 40, 20), [0, 3, 35]),
+        (("a", "b", "ç", ""), ["c", 0, None, b"a"]),
+    ],
+)
+def test_known_nodes(write_tiny: Callable[..., Path], ids: Any, unknown: list[Any]) -> None:
+    lookup = limbeck.load(write_tiny(ids=ids)).store.lookup
+    np.testing.assert_array_equal(lookup(list(ids)), LOGITS)
+    np.testing.assert_array_equal(lookup([ids[2], ids[0], ids[2]]), LOGITS[[2, 0, 2]])
+    assert lookup([]).shape == (0, 2)
+    if isinstance(ids[0], int):
+        np.testing.assert_array_equal(lookup(np.array(ids, dtype=np.int32)), LOGITS)
+    assert all(lookup([ids[0], node]) is None for node in unknown)
+    assert lookup("a") is None
+    assert lookup(7) is None
+
+
+# --- through a bundle -------------------------------------------------------------------------
+
+
+def folded_parts() -> dict[str, Any]:
+    """The tiny bundle with its layer as arrays."""
+    entry, arrays = folded_arrays(LAYERS)
+    parts = tiny_parts()
+    return {
+        "manifest": manifest_fields(folded={"widths": list(entry.widths)}),
+        "store": {**parts["store"], **arrays},
+    }
+
+
+REQUESTS = [X, X.tolist(), sp.csr_matrix(X), ([0, 1, 2, 3, 3], [0, 1, 2], [1, 3, 2])]
+
+
+@pytest.mark.parametrize("with_kernels", [True, False])
+def test_a_bundle_answers_the_same_with_and_without_kernels(
+    write_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, with_kernels: bool
+) -> None:
+    for module in (native, predictor):
+        monkeypatch.setattr(module, "HAS_KERNELS", with_kernels)
+    student = limbeck.load(write_tiny(**folded_parts()))
+    assert isinstance(student.kernel, NativeKernel) == with_kernels
+    for x in REQUESTS:
+        np.testing.assert_allclose(student.predict_logits(x=x), LOGITS, atol=1e-6)
+    np.testing.assert_allclose(student.predict_proba(x=X), softmax(LOGITS, 2.0), rtol=1e-6)
+    np.testing.assert_array_equal(student.predict_logits(["ç", "a"]), LOGITS[[2, 0]])
+    with pytest.raises(RequestError, match=r"x has the column 3 in row 0: columns are 0 to 2"):
+        student.predict(x=(np.array([0, 1]), np.array([3])))
+    with pytest.raises(RequestError, match=r"x\[1\] holds numbers so large"):
+        student.predict(x=np.array([[0, 0, 0], [3e38, 0, 3e38]], dtype=np.float32))
+    with pytest.raises(RequestError, match="unknown node 'd'"):
+        student.predict(["d"])
+    with pytest.raises(RequestError, match="features alone: leave neighbors"):
+        student.predict(x=X, neighbors=[[], [], [], []])
+
+
+def test_what_is_answered_belongs_to_the_caller(write_tiny: Callable[..., Path]) -> None:
+    student = limbeck.load(write_tiny())
+    student.predict_proba(["a"])[:] = 7
+    np.testing.assert_array_equal(student.predict_logits(["a"]), LOGITS[:1])
+
+
+def test_missing_kernels_are_told_once(
+    write_tiny: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(predictor, "HAS_KERNELS", False)
+    native.say_that_kernels_are_missing.cache_clear()
+    path = write_tiny(**folded_parts())
+    for _ in range(2):
+        limbeck.load(path).predict(x=X)
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "Limbeck was installed without its compiled kernels"
+    ]
+
+
+def test_an_overlay_answers_changed_nodes_anew(write_tiny: Callable[..., Path]) -> None:
+    path = write_tiny(**folded_parts())
+    student = limbeck.load(path).with_overlay(path.parent / "tiny.overlay")
+    student.upsert(["a", "new"], X[[1, 2]])
+    np.testing.assert_allclose(student.predict_logits(["a", "b", "new"]), LOGITS[[1, 1, 2]])
+    np.testing.assert_allclose(student.predict_proba(["a"]), softmax(LOGITS[[1]], 2.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("folded_weight_0", WEIGHT.astype(np.float64)),
+        ("folded_weight_0", WEIGHT.T),
+        ("folded_bias_0", BIAS[:1]),
+        ("folded_bias_0", None),
+    ],
+)
+def test_arrays_that_do_not_fit_the_manifest(
+    write_tiny: Callable[..., Path], name: str, array: np.ndarray | None
+) -> None:
+    parts = folded_parts()
+    if array is None:
+        del parts["store"][name]
+    else:
+        parts["store"][name] = array
+    student = limbeck.load(write_tiny(**parts))
+    with pytest.raises(BundleError, match=rf"{name}\.npy"):
+        student.predict(x=X)
+
+
+@pytest.mark.parametrize("widths", [[3], [3, 0, 2], [4, 2], [3, 3], [3, True, 2], "3, 2", None])
+def test_widths_that_do_not_fit_the_manifest(write_tiny: Callable[..., Path], widths: Any) -> None:
+    with pytest.raises(limbeck.errors.OptionError, match=r"folded\.widths"):
+        write_tiny(manifest=manifest_fields(folded={"widths": widths}))
