@@ -96,3 +96,20 @@ def test_score_needs_no_torch(folder):
         "assert not heavy, heavy; sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_neighbors_come_from_a_column_of_lists(folder, tmp_path):
+    command = ["distill", "--graph", ROOT, "--teacher", "sgc", "--method", "sa-mlp-labels"]
+    command += ["--teacher-set", "max_epochs=2", "--out", str(tmp_path / "student")]
+    assert run([*command, *QUICK]) == 0
+    student = limbeck.load(tmp_path / "student")
+    x = student.store.features(np.arange(4))
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1])
+    neighbors = pa.array([[5, 9], None, [], [7, None, 10**9]], type=pa.list_(pa.int64()))
+    pq.write_table(pa.table({"pixels": lists, "links": neighbors}), tmp_path / "in.parquet")
+    paths = [str(tmp_path / name) for name in ("student", "in.parquet", "out.parquet")]
+    assert run(["score", *paths, "--neighbors", "links", "--logits", "--quiet"]) == 0
+    found = np.array(pq.read_table(tmp_path / "out.parquet")["logits"].to_pylist())
+    expected = student.predict_logits(x=x, neighbors=[[5, 9], [], [], [7]])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not np.allclose(found, student.predict_logits(x=x), atol=1e-3)
