@@ -49,6 +49,7 @@ TEACHERS = {
     "gcnii": "limbeck.teachers.gcnii:GCNIIOptions",
     "gpr-gnn": "limbeck.teachers.gpr_gnn:GPRGNNOptions",
     "linkx": "limbeck.teachers.linkx:LINKXOptions",
+    "rgcn": "limbeck.teachers.rgcn:RGCNOptions",
     "framelet-original": "limbeck.teachers.framelet:OriginalFrameletOptions",
     "framelet-simplified": "limbeck.teachers.framelet:SimplifiedFrameletOptions",
     "framelet-spectral": "limbeck.teachers.framelet:SpectralFrameletOptions",

@@ -33,3 +33,8 @@ def test_a_folder_may_have_a_plus(tmp_path):
     (tmp_path / "a+b").mkdir()
     with pytest.raises(limbeck.errors.GraphError, match="no table of nodes"):
         limbeck.load_graph(tmp_path / "a+b")
+
+
+def test_surgery_knows_one_type_of_nodes():
+    with pytest.raises(limbeck.errors.GraphError, match="several types of nodes, and surgery"):
+        limbeck.view(limbeck.load_graph("minimag-small+sdrf/5"), "transductive", 0)

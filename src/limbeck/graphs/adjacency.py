@@ -17,14 +17,28 @@ def plain_adjacency(edge_index: Tensor, num_nodes: int, weight: Tensor | None = 
 
     Edges that occur twice count twice.
     """
+    return bipartite_adjacency(edge_index, (num_nodes, num_nodes), weight)
+
+
+def bipartite_adjacency(
+    edge_index: Tensor, num_nodes: tuple[int, int], weight: Tensor | None = None
+) -> Tensor:
+    """The same between two kinds of nodes: CSR ``[goals, sources]``.
+
+    Args:
+        edge_index: int64 ``[2, E]``, sources above goals.
+        num_nodes: Number of sources and of goals.
+        weight: Of each edge, float32 ``[E]``; ones by default.
+    """
+    sources, goals = num_nodes
     if weight is None:
         weight = torch.ones(edge_index.shape[1], device=edge_index.device)
     receiver_first = edge_index.flip(0)
-    receiver_first, weight = coalesce(receiver_first, weight, num_nodes)
-    counts = torch.bincount(receiver_first[0], minlength=num_nodes)
-    indptr = torch.zeros(num_nodes + 1, dtype=torch.int64, device=edge_index.device)
+    receiver_first, weight = coalesce(receiver_first, weight, max(sources, goals))
+    counts = torch.bincount(receiver_first[0], minlength=goals)
+    indptr = torch.zeros(goals + 1, dtype=torch.int64, device=edge_index.device)
     torch.cumsum(counts, 0, out=indptr[1:])
-    return csr_tensor(indptr, receiver_first[1], weight, (num_nodes, num_nodes))
+    return csr_tensor(indptr, receiver_first[1], weight, (goals, sources))
 
 
 def mean_adjacency(edge_index: Tensor, num_nodes: int) -> Tensor:
@@ -46,4 +60,4 @@ def symmetric_adjacency(edge_index: Tensor, num_nodes: int) -> Tensor:
     return plain_adjacency(edges, num_nodes, scale[edges[0]] * scale[edges[1]])
 
 
-__all__ = ["mean_adjacency", "plain_adjacency", "symmetric_adjacency"]
+__all__ = ["bipartite_adjacency", "mean_adjacency", "plain_adjacency", "symmetric_adjacency"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from sklearn.datasets import load_digits
@@ -19,7 +19,9 @@ from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import GlobalStorage
 from torch_geometric.utils import from_scipy_sparse_matrix, to_undirected
 
+from limbeck.graphs.hetero import with_reverses
 from limbeck.graphs.info import SplitRule
+from limbeck.graphs.minimag import SIZES, make_minimag
 from limbeck.graphs.raw_files import CPF, FilteredWikipediaNetwork
 from limbeck.graphs.wordnet import LEXICOGRAPHER_FILES, load_wordnet
 
@@ -41,7 +43,8 @@ class DataSet:
         licence: Under which that source gives them; ``"not stated"`` where it does not say.
         split: How a seed picks training, validation and test nodes (``GraphInfo.split``).
         protocol: The same in words.
-        raw: The raw file or folder below the data root; ``None`` for the two embedded ones.
+        raw: The raw file or folder below the data root; ``None`` where there are none: embedded or
+            generated.
         read: Reads the graph from a root in PyG's layout, downloading what is missing.
         edges: What Limbeck does to the edges: ``"given"``, nothing; ``"symmetrised"``, makes
             them undirected, self-loops kept; ``"cpf"``, keeps the largest connected component
@@ -109,18 +112,44 @@ def _read_ppi(root: str) -> Data:
     return Data(**{key: union[key] for key in keys})
 
 
-def _read_ogbn(name: str, root: str) -> Data:
+def _open_ogbn(name: str, root: str) -> tuple[Data, dict[str, Any]]:
+    """A graph of OGB as it stores it, and the nodes of its official split."""
     from ogb.nodeproppred import PygNodePropPredDataset  # an extra, and slow to import
 
     # OGB stores PyG objects and reads them with torch.load, which must be told that they are safe
     with torch.serialization.safe_globals([DataEdgeAttr, DataTensorAttr, GlobalStorage]):
         files = PygNodePropPredDataset(name, root=root)
-    graph, split = files[0], files.get_idx_split()
+    return files[0], files.get_idx_split()
+
+
+def _add_masks(nodes: Any, split: dict[str, Any], num_nodes: int) -> None:
     for part, key in (("train", "train"), ("val", "valid"), ("test", "test")):
-        graph[f"{part}_mask"] = torch.zeros(graph.num_nodes, dtype=torch.bool)
-        graph[f"{part}_mask"][split[key]] = True
+        nodes[f"{part}_mask"] = torch.zeros(num_nodes, dtype=torch.bool)
+        nodes[f"{part}_mask"][split[key]] = True
+
+
+def _read_ogbn(name: str, root: str) -> Data:
+    graph, split = _open_ogbn(name, root)
+    _add_masks(graph, split, graph.num_nodes)
     graph.y = graph.y.view(-1)
     return graph
+
+
+def _read_mag(root: str) -> HeteroData:
+    """OGBN-Mag: only papers have features; citations undirected, other relations with reverses."""
+    stored, split = _open_ogbn("ogbn-mag", root)
+    graph = HeteroData()
+    for kind, count in stored.num_nodes_dict.items():
+        if kind in stored.x_dict:
+            graph[kind].x = stored.x_dict[kind]
+        else:
+            graph[kind].num_nodes = int(count)
+    for relation, edges in stored.edge_index_dict.items():
+        graph[relation].edge_index = edges
+    papers = {key: nodes["paper"] for key, nodes in split.items()}
+    graph["paper"].y = stored.y_dict["paper"].view(-1)
+    _add_masks(graph["paper"], papers, len(graph["paper"].y))
+    return with_reverses(graph)
 
 
 # --- families of entries -----------------------------------------------------------------------
@@ -252,6 +281,22 @@ def _ogbn(name: str, description: str, licence: str, protocol: str, edges: EdgeR
         read=partial(_read_ogbn, name),
         edges=edges,
         extra="ogb",
+    )
+
+
+def _minimag(size: str) -> DataSet:
+    return DataSet(
+        name=f"minimag-{size}",
+        title=f"MiniMag, {size}",
+        description="papers, authors, institutions, fields; a table of area and school; noise",
+        source="generated, in the schema of ogbn-mag",
+        licence="generated",
+        split="fixed",
+        protocol="80/10/10 % by time",
+        raw=None,
+        read=lambda _: make_minimag(size),
+        edges="symmetrised",
+        target="paper",
     )
 
 
@@ -404,11 +449,13 @@ _ENTRIES = (
         licence="ODC-BY",
         split="fixed",
         protocol="official, by year",
-        raw="mag/raw",
-        read=lambda root: pyg.OGB_MAG(root)[0],
-        extra="ogb",  # PyG reads it with pandas, which this extra brings
+        raw="ogbn_mag",
+        read=_read_mag,
+        edges="symmetrised",
+        extra="ogb",
         target="paper",
     ),
+    *(_minimag(size) for size in SIZES),
     DataSet(
         name="ppi",
         title="PPI",

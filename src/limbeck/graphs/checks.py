@@ -33,7 +33,7 @@ def check_graph(data: Data, where: str) -> None:
         GraphError: One sentence that names the first thing found wrong.
     """
     check_kind(data, where)
-    _check_features(data.get("x"), data, where)
+    check_features(data.get("x"), data, where)
     num_nodes = int(data["x"].shape[0])
     _check_edges(data.get("edge_index"), num_nodes, data, where)
     _check_labels(data.get("y"), num_nodes, where)
@@ -59,19 +59,69 @@ def _check_info(y: Tensor, info: GraphInfo, where: str) -> None:
 
 
 def check_kind(data: Any, where: str) -> None:
-    """Refuse a graph of a kind that cannot be distilled yet: one with several types of nodes.
+    """Refuse a graph of a kind that has to be made plain first: one with several types of nodes.
 
     Raises:
         GraphError: It is one.
     """
     if isinstance(data, HeteroData):
         raise GraphError(
-            f"{where} has {len(data.node_types)} types of nodes: give a graph with one type, a PyG "
-            "Data; heterogeneous graphs can be loaded but not distilled yet."
+            f"{where} has {len(data.node_types)} types of nodes: give a graph with one, such as "
+            "what limbeck.graphs.hetero.labelled_graph makes of it."
         )
 
 
-def _check_features(x: Any, data: Data, where: str) -> None:
+def check_nodes(nodes: Any, info: Any, where: str) -> None:
+    """Refuse the labelled nodes of a heterogeneous graph where :func:`check_graph` would.
+
+    Args:
+        nodes: What holds their ``x`` and ``y``.
+        info: The graph's ``info``, or ``None``.
+        where: What to call them in an error.
+
+    Raises:
+        GraphError: One sentence that names the first thing found wrong.
+    """
+    check_features(nodes.get("x"), nodes, where)
+    # the nodes as a graph of their own, whose one edge stands for those of the relations
+    alone = Data(x=nodes["x"], y=nodes.get("y"), edge_index=torch.zeros((2, 1), dtype=torch.int64))
+    if info is not None:
+        alone.info = info
+    check_graph(alone, where)
+
+
+def check_ends(edge_index: Any, num_nodes: tuple[int, int], where: str) -> None:
+    """Refuse edges between two types of nodes that are not int64 ``[2, E]`` or out of range.
+
+    Args:
+        edge_index: The edges; there may be none.
+        num_nodes: Number of nodes of the source's type and of the target's.
+        where: What to call them in an error.
+
+    Raises:
+        GraphError: They are not usable.
+    """
+    usable = isinstance(edge_index, Tensor) and edge_index.dtype == torch.int64
+    if not usable or edge_index.dim() != 2 or edge_index.shape[0] != 2:
+        raise GraphError(f"'edge_index' of {where} must be a tensor torch.int64 [2, E].")
+    for ends, count in zip(edge_index, num_nodes, strict=True):
+        low, high = (int(end) for end in torch.aminmax(ends)) if len(ends) else (0, count - 1)
+        if not 0 <= low <= high < count:
+            wrong = low if low < 0 else high
+            raise GraphError(f"an edge of {where} names node {wrong}, expected 0 to {count - 1}.")
+
+
+def check_features(x: Any, data: Any, where: str) -> None:
+    """Refuse features that are not float32 ``[N, F]``, dense or CSR, and finite.
+
+    Args:
+        x: The features.
+        data: What they belong to; its ``info``, if any, names the nodes.
+        where: What to call it in an error.
+
+    Raises:
+        GraphError: They are not usable.
+    """
     if not isinstance(x, Tensor):
         raise GraphError(f"{where} has no node features: 'x' must be a tensor [N, F].")
     if x.dim() != 2 or x.dtype != torch.float32 or 0 in x.shape:
@@ -149,7 +199,7 @@ def _check_several_labels(y: Tensor, num_nodes: int, where: str) -> None:
         raise GraphError(f"no node of {where} has a label: at least one is needed.")
 
 
-def _name(data: Data, row: int) -> str:
+def _name(data: Any, row: int) -> str:
     info = data.get("info")
     if info is None or row >= len(info.node_ids):
         return str(row)

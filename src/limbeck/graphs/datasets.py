@@ -303,7 +303,8 @@ def _info(graph: Data, dataset: DataSet, given: str) -> GraphInfo:
     num_classes = int(y.max()) + 1 if y.dim() == 1 else int(y.shape[1])
     notes: dict[str, Any] = {"licence": dataset.licence, "edges": _EDGE_NOTES[dataset.edges]}
     if dataset.target:
-        notes |= {"target": dataset.target, "edges": "of several types, as PyG gives them"}
+        edges = "with their reverses" if dataset.edges == "symmetrised" else "as PyG gives them"
+        notes |= {"target": dataset.target, "edges": f"of several types, {edges}"}
     if dataset.caveat:
         notes["caveat"] = dataset.caveat
     if dataset.split in ("fixed", "columns"):

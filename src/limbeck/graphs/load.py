@@ -1,4 +1,4 @@
-"""One door for every graph: a name, a folder of tables, or a PyG ``Data``."""
+"""One door for every graph: a name, a folder of tables, a PyG ``Data`` or ``HeteroData``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch_geometric.data import Data, HeteroData
 from limbeck.errors import GraphError, OptionError, unknown_name
 from limbeck.graphs.checks import check_graph
 from limbeck.graphs.datasets import DATASETS, load_dataset
+from limbeck.graphs.hetero import from_hetero
+from limbeck.graphs.hetero_tables import PLAN, read_hetero_folder
 from limbeck.graphs.info import GraphInfo, SplitRule
 from limbeck.graphs.rewire import SurgeryOptions
 from limbeck.graphs.tables import read_folder
@@ -29,10 +31,11 @@ def load_graph(
 
     Args:
         source: The name of a data set (``"cora"``, ``"cora:geom-gcn/3"``; see
-            ``limbeck datasets``), the path of a folder that holds node and edge tables, or a PyG
-            ``Data`` with ``x``, ``edge_index``, ``y`` and masks if it has a split of its own; ``y``
-            is ``[N]`` for a class per node, ``[N, C]`` of ones and zeros for several labels; a
-            ``Batch`` of several graphs is taken as one whose unseen nodes are whole graphs. A
+            ``limbeck datasets``), the path of a folder that holds node and edge tables (with
+            ``hetero.yaml``: of several types), or a PyG ``Data`` with ``x``, ``edge_index``, ``y``
+            and masks if it has a split of its own, or a ``HeteroData`` with one labelled type.
+            ``y`` is ``[N]`` for a class per node, ``[N, C]`` of ones and zeros for several labels;
+            a ``Batch`` of several graphs is taken as one whose unseen nodes are whole graphs. A
             name or path followed by ``+sdrf`` (``"cora+sdrf/20"``, ``"texas+sdrf/0.1"``) asks for
             graph surgery: each view rewires what it observes, see
             :class:`limbeck.graphs.rewire.SurgeryOptions`.
@@ -40,7 +43,7 @@ def load_graph(
         **table_options: How to read a folder; see :func:`limbeck.graphs.tables.read_tables`.
 
     Returns:
-        A ``Data`` with ``info``.
+        A ``Data`` with ``info``; a ``HeteroData`` where there are several types of nodes.
 
     Raises:
         OptionError: Unknown name, or options that do not belong to the source.
@@ -48,7 +51,7 @@ def load_graph(
     """
     if isinstance(source, Data | HeteroData):
         _no_table_options(table_options, "a PyG Data")
-        return from_data(source)
+        return from_hetero(source) if isinstance(source, HeteroData) else from_data(source)
     text, plus, suffix = os.fspath(source).rpartition("+")
     if plus and not Path(source).exists():  # the folder of a user may have a plus in its name
         surgery = SurgeryOptions.from_suffix(suffix)
@@ -64,6 +67,9 @@ def load_graph(
     if text.split(":")[0] in DATASETS:
         _no_table_options(table_options, f"the data set {text!r}")
         return load_dataset(text, data_root)
+    if (Path(text) / PLAN).is_file():
+        _no_table_options(table_options, f"described by {Path(text) / PLAN}")
+        return read_hetero_folder(text)
     if Path(text).is_dir():
         return read_folder(text, **table_options)
     if os.sep in text or Path(text).exists():

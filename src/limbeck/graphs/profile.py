@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.utils import (
     coalesce,
     degree,
@@ -24,6 +24,7 @@ from torch_geometric.utils import (
 
 from limbeck.errors import GraphError
 from limbeck.graphs.checks import check_graph
+from limbeck.graphs.hetero import labelled_graph
 from limbeck.graphs.sparse import SPARSE_BELOW, is_csr
 
 # Rows of a dense feature matrix that are made sparse at a time while hashing: bounds memory.
@@ -178,19 +179,22 @@ class Profile:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def profile_graph(graph: Data) -> Profile:
+def profile_graph(graph: Data | HeteroData) -> Profile:
     """Measure a graph.
 
     A million nodes with ten million edges take about ten seconds on one core; memory beyond the
     graph is that of its edges and of its adjacency matrix in CSR form.
 
     Args:
-        graph: A graph with ``x``, ``edge_index``, ``y`` (-1 where there is no label) and ``info``.
+        graph: A graph with ``x``, ``edge_index``, ``y`` (-1 where there is no label) and ``info``;
+            of a ``HeteroData`` its labelled type, see :func:`limbeck.graphs.hetero.labelled_graph`.
 
     Raises:
         GraphError: If the graph does not pass :func:`limbeck.graphs.checks.check_graph`, or has
             several labels per node.
     """
+    if isinstance(graph, HeteroData):
+        graph = labelled_graph(graph)
     check_graph(graph, graph.info.name)
     if graph.y.dim() == 2:
         raise GraphError(

@@ -144,28 +144,23 @@ def read_tables(
         edge_file.find_column("target", target, TARGET_COLUMNS),
     )
     _check_parts(edge_file, {"source": ends[0], "target": ends[1]})
-    node_file = open_table(nodes)
-    parts = _node_parts(node_file, id, label, split, features)
-
-    table = node_file.read(parts.columns, names=parts.names(categorical))
-    ids = _node_ids(table.column(parts.id), parts.id, node_file)
-    encoder = FeatureEncoder.fit(
-        table, parts.features, categorical=categorical, where=str(node_file.path)
+    read = read_nodes(
+        open_table(nodes),
+        id=id,
+        label=label,
+        split=split,
+        features=features,
+        categorical=categorical,
     )
-    rows = encoder.encode(table, str(node_file.path), ids=ids)
-    y, class_names = _labels(table.column(parts.label), parts.label, node_file)
-    masks = {}
-    if parts.split is not None:
-        masks = _split_masks(table.column(parts.split), parts.split, y, ids, node_file)
-    del table
+    node_file, ids, encoder, masks = read.file, read.ids, read.encoder, read.masks
 
-    source_index, target_index = _edge_ends(edge_file, ends, ids, node_file)
+    source_index, target_index = edge_ends(edge_file, ends, ((ids, node_file),) * 2)
     edge_index = _edge_index(source_index, target_index, len(ids), edge_direction)
     info = GraphInfo(
         name=name or node_file.path.stem,
         source=str(node_file.path),
         split="fixed" if masks else "random",
-        class_names=class_names,
+        class_names=read.class_names,
         node_ids=ids.to_numpy(),
         encoder=encoder,
         scaled_columns=encoder.numeric_columns if scale and len(encoder.numeric_columns) else None,
@@ -175,10 +170,75 @@ def read_tables(
             "self_loops": int((edge_index[0] == edge_index[1]).sum()),
         },
     )
-    data = Data(x=_feature_tensor(rows), edge_index=edge_index, y=torch.from_numpy(y), **masks)
+    data = Data(x=read.x, edge_index=edge_index, y=read.y, **masks)
     data.info = info
     check_graph(data, str(node_file.path))
     return data
+
+
+@dataclass(frozen=True, eq=False)
+class NodeTable:
+    """A table of nodes that was read.
+
+    Args:
+        file: The table.
+        ids: The nodes' ids, ``int64`` or ``large_string`` ``[N]``.
+        x: Features, float32 ``[N, F]``, dense or CSR.
+        encoder: How rows became features.
+        y: Class of each node, -1 for none, int64 ``[N]``; all -1 in a table without labels.
+        class_names: Names of the classes.
+        masks: ``train_mask``, ``val_mask`` and ``test_mask``, bool ``[N]``; none without a split.
+    """
+
+    file: TableFile
+    ids: pa.ChunkedArray
+    x: Tensor
+    encoder: FeatureEncoder
+    y: Tensor
+    class_names: tuple[str, ...]
+    masks: dict[str, Tensor]
+
+
+def read_nodes(
+    file: TableFile,
+    *,
+    id: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    features: Sequence[str] | None = None,
+    categorical: Collection[str] = (),
+    labelled: bool = True,
+) -> NodeTable:
+    """Read a table of nodes.
+
+    Args:
+        file: The table.
+        id: Column of the ids; see :func:`read_tables`, as for the others.
+        label: Column of the classes.
+        split: Column of the split.
+        features: Feature columns.
+        categorical: Feature columns to encode one-hot.
+        labelled: Whether it has labels; without, all columns but the id are features.
+
+    Raises:
+        GraphError: As for :func:`read_tables`.
+        SplitError: As for :func:`read_tables`.
+    """
+    parts = _node_parts(file, id, label, split, features, labelled=labelled)
+    table = file.read(parts.columns, names=parts.names(categorical))
+    ids = node_ids(table.column(parts.id), parts.id, file)
+    encoder = FeatureEncoder.fit(
+        table, parts.features, categorical=categorical, where=str(file.path)
+    )
+    x = _feature_tensor(encoder.encode(table, str(file.path), ids=ids))
+    y: npt.NDArray[np.int64] = np.full(len(ids), -1)
+    class_names: tuple[str, ...] = ()
+    if parts.label is not None:
+        y, class_names = _labels(table.column(parts.label), parts.label, file)
+    masks = {}
+    if parts.split is not None:
+        masks = _split_masks(table.column(parts.split), parts.split, y, ids, file)
+    return NodeTable(file, ids, x, encoder, torch.from_numpy(y), class_names, masks)
 
 
 # --- which column is what --------------------------------------------------------------------
@@ -189,15 +249,15 @@ class _NodeParts:
     """Which column of the nodes table plays which part."""
 
     id: str
-    label: str
+    label: str | None
     split: str | None
     features: tuple[str, ...]
 
     @property
     def columns(self) -> list[str]:
         """All columns to read."""
-        split = [] if self.split is None else [self.split]
-        return [self.id, self.label, *split, *self.features]
+        named = [self.id, self.label, self.split]
+        return [*(column for column in named if column is not None), *self.features]
 
     def names(self, categorical: Collection[str]) -> list[str]:
         """Columns whose values are names rather than quantities."""
@@ -214,12 +274,13 @@ def _node_parts(
     label: str | None,
     split: str | None,
     features: Sequence[str] | None,
+    *,
+    labelled: bool,
 ) -> _NodeParts:
-    named = {
-        "id": file.find_column("id", id, ID_COLUMNS),
-        "label": file.find_column("label", label, LABEL_COLUMNS),
-        "split": file.find_optional_column("split", split, SPLIT_COLUMNS),
-    }
+    named: dict[str, str | None] = {"id": file.find_column("id", id, ID_COLUMNS)}
+    if labelled:
+        named["label"] = file.find_column("label", label, LABEL_COLUMNS)
+        named["split"] = file.find_optional_column("split", split, SPLIT_COLUMNS)
     if features is None:
         features = [column for column in file.columns if column not in named.values()]
     for column in features:
@@ -232,7 +293,7 @@ def _node_parts(
             raise GraphError(f"column {column!r} of {file.path} is named twice in features.")
     _check_parts(file, named)
     return _NodeParts(
-        cast("str", named["id"]), cast("str", named["label"]), named["split"], tuple(features)
+        cast("str", named["id"]), named.get("label"), named.get("split"), tuple(features)
     )
 
 
@@ -250,7 +311,7 @@ def _check_parts(file: TableFile, named: dict[str, Any]) -> None:
 # --- ids and edges ---------------------------------------------------------------------------
 
 
-def _node_ids(values: pa.ChunkedArray, column: str, file: TableFile) -> pa.ChunkedArray:
+def node_ids(values: pa.ChunkedArray, column: str, file: TableFile) -> pa.ChunkedArray:
     """The nodes' ids, ``int64`` or ``large_string``, after checking that they are ids."""
     ids = _as_ids(values, column, file)
     unique = pc.count_distinct(ids).as_py()
@@ -285,14 +346,25 @@ def _as_ids(values: pa.ChunkedArray, column: str, file: TableFile) -> pa.Chunked
     )
 
 
-def _edge_ends(
-    file: TableFile, columns: tuple[str, str], ids: pa.ChunkedArray, node_file: TableFile
+def edge_ends(
+    file: TableFile,
+    columns: tuple[str, str],
+    nodes: tuple[tuple[pa.ChunkedArray, TableFile], tuple[pa.ChunkedArray, TableFile]],
 ) -> tuple[Tensor, Tensor]:
-    """Rows in the nodes table of the edges' ends, int64 ``[rows]`` each."""
+    """Rows of the edges' ends in the tables of their nodes, int64 ``[rows]`` each.
+
+    Args:
+        file: The edges table.
+        columns: Its columns of sources and of targets.
+        nodes: Of each end the ids of the nodes and their table.
+
+    Raises:
+        GraphError: An id is null or unknown.
+    """
     table = file.read(columns, names=columns)
     source, target = (
         _rows_of_ids(_as_ids(table.column(column), column, file), column, file, ids, node_file)
-        for column in columns
+        for column, (ids, node_file) in zip(columns, nodes, strict=True)
     )
     return source, target
 

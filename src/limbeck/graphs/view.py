@@ -26,11 +26,12 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.utils import subgraph
 
 from limbeck.errors import GraphError, OptionError, SplitError, unknown_name
 from limbeck.graphs.checks import check_kind
+from limbeck.graphs.hetero import labelled_graph, reordered, tensors_of, without_edges_of
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.rewire import rewire_view
 from limbeck.graphs.sparse import is_csr, take_rows, with_values
@@ -69,6 +70,9 @@ class View:
     Methods and teachers train on :attr:`observed` and nothing else. Nodes of
     :attr:`everything` are reordered so that the observed ones come first, in the order of
     :attr:`observed`; all indices below count in that order.
+
+    Of a graph with several types of nodes they show the labelled type, each with ``hetero``: all
+    types, the labelled one in this view's order; see :mod:`limbeck.graphs.hetero`.
 
     Args:
         setting: One of :data:`SETTINGS`.
@@ -132,6 +136,9 @@ class View:
         keep = ((source < self.num_observed) & (target < self.num_observed)) | (source == target)
         isolated = self.everything.clone()
         isolated.edge_index = self.everything.edge_index[:, keep]
+        if "hetero" in self.everything:
+            hetero = self.everything.hetero
+            isolated.hetero = without_edges_of(hetero, self.num_observed, isolated.x)
         return isolated
 
     @cached_property
@@ -165,12 +172,19 @@ class View:
 def fingerprint(graph: Data, *indices: Tensor) -> str:
     """Hash of a graph's features, edges and labels, and of some index tensors."""
     digest = hashlib.blake2b(digest_size=16)
-    x = graph.x
-    parts = [x.crow_indices(), x.col_indices(), x.values()] if is_csr(x) else [x]
-    for part in [*parts, graph.edge_index, graph.y, *indices]:
-        digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-        digest.update(part.contiguous().numpy().data)
+    parts = [graph.x, graph.edge_index, graph.y, *indices]
+    if "hetero" in graph:
+        parts += tensors_of(graph.hetero)
+    for part in parts:
+        for array in _arrays(part):
+            digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
+            digest.update(array.contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def _arrays(part: Tensor) -> list[Tensor]:
+    """The dense tensors that a tensor is stored in."""
+    return [part.crow_indices(), part.col_indices(), part.values()] if is_csr(part) else [part]
 
 
 def _known_setting(setting: str) -> Setting:
@@ -181,7 +195,7 @@ def _known_setting(setting: str) -> Setting:
 
 
 def make_view(
-    graph: Data, setting: str = "transductive", seed: int = 0, *, unseen: float = 0.2
+    graph: Data | HeteroData, setting: str = "transductive", seed: int = 0, *, unseen: float = 0.2
 ) -> View:
     """Show training only what a setting allows.
 
@@ -196,9 +210,12 @@ def make_view(
     Raises:
         OptionError: The setting is unknown or ``unseen`` is not between 0 and 1.
         SplitError: The split is unusable, or too small for the cut.
-        GraphError: The graph has several types of nodes.
+        GraphError: The graph has types of nodes that cannot be used, or several and asks for graph
+            surgery.
     """
     known = _known_setting(setting)
+    if isinstance(graph, HeteroData):
+        graph = labelled_graph(graph)
     check_kind(graph, f"graph {graph.info.name!r}")
     if not 0 < unseen < 1:
         raise OptionError(f"option 'unseen' is {unseen}: it must lie between 0 and 1.")
@@ -230,6 +247,9 @@ def make_view(
     if scaling is not None:
         observed.x = scaling.apply(observed.x)
         everything.x = scaling.apply(everything.x)
+    if "hetero" in graph:
+        everything.hetero = reordered(graph.hetero, everything.x, place)
+        observed.hetero = without_edges_of(everything.hetero, num_observed, observed.x)
     view = View(
         setting=known,
         seed=seed,
@@ -245,6 +265,11 @@ def make_view(
         scaling=scaling,
     )
     surgery = graph.info.surgery
+    if surgery is not None and "hetero" in graph:
+        raise GraphError(
+            f"graph {graph.info.name!r} has several types of nodes, and surgery knows one: leave "
+            "'+sdrf' out."
+        )
     return view if surgery is None else rewire_view(view, surgery)
 
 

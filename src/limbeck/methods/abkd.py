@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from limbeck.errors import OptionError
@@ -40,10 +41,21 @@ class ABKD(LayerMethod, PairOptions):
     name: ClassVar[str] = "abkd"
     title: ClassVar[str] = "ABKD and STRIDE: attention over pairs of layers, GNN into smaller GNN"
     paper: ClassVar[str] = "https://arxiv.org/abs/2310.15938"
+    compares_types: ClassVar[bool] = True
     searched: ClassVar[dict[str, tuple[Any, ...]]] = {
         "beta": (0.1, 1.0, 10.0, 100.0),
         "auxiliary_lr_scale": (0.1, 1.0),
     }
+
+    @model_validator(mode="after")
+    def _types_have_layers(self) -> ABKD:
+        alone = self.pairs == "last-layer" or self.num_layers == 1
+        if self.scope == "all" and self.types == "separate" and alone:
+            raise ValueError(
+                "types 'separate' compares hidden layers, for only the labelled type has a last "
+                "one: take types 'merged', other pairs, or more layers"
+            )
+        return self
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some options changed; another ``preset`` brings its own options along."""

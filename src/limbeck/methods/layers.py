@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from limbeck.errors import OptionError, TeacherError
@@ -30,7 +30,8 @@ from limbeck.training.tasks import ONE_CLASS, Task, task_of
 Layers: TypeAlias = Sequence[Tensor]
 """Outputs of some layers for the same nodes, each ``[n, width]``, first to last."""
 
-Scope = Literal["train", "target"]
+Scope = Literal["train", "target", "all"]
+Types = Literal["merged", "separate"]
 Reduction = Literal["batchmean", "elementmean"]
 
 AUXILIARY_SEED = 0x5EED_1A7E
@@ -179,14 +180,28 @@ class ScopedMethod(StudentOptions, ABC):
     Args:
         scope: Nodes whose layers and logits are compared: ``"target"``, all observed nodes, whose
             labels are not read, or only those for ``"train"``. Methods of one table should have
-            the same.
+            the same. ``"all"`` compares the layers of all types of nodes, where both networks are
+            R-GCNs and the method is ABKD; logits are those of ``"target"``.
+        types: How they are compared then: ``"merged"``, as nodes of one type; ``"separate"``, one
+            comparison per type with the same maps, all of one weight, the last layer being that of
+            the labelled type alone.
         log_every: Epochs from one entry of ``History.notes`` to the next; 0 writes none.
     """
 
     tasks: ClassVar[tuple[TaskName, ...]] = ("classes", "labels")
 
     scope: Scope = "target"
+    types: Types = "separate"
     log_every: int = Field(default=0, ge=0)
+
+    compares_types: ClassVar[bool] = False
+    """Whether the method has the scope ``"all"``."""
+
+    @model_validator(mode="after")
+    def _scope_fits(self) -> ScopedMethod:
+        if self.scope == "all" and not (self.compares_types and self.student == "rgcn"):
+            raise ValueError("scope 'all' is for the method 'abkd' with the student 'rgcn'")
+        return self
 
     def distill(
         self,
@@ -244,20 +259,30 @@ class ScopedMethod(StudentOptions, ABC):
         if auxiliary is not None and batch_size is not None and batch_size < len(nodes):
             auxiliary.see_all([take_rows(layer, nodes) for layer in teacher])
         record = _Record(self, student, auxiliary)
+        typed = None
+        if self.scope == "all" and auxiliary is not None:
+            typed = TypedLayers(self, knowledge, view)
         seed = torch.initial_seed() + AUXILIARY_SEED
 
         def losses(epoch: int) -> Iterator[Tensor]:
             # a generator per epoch, so that a resumed run draws what it would have drawn
             generator = torch.Generator().manual_seed(seed + epoch)
             for batch in batches(nodes, batch_size):
-                outputs = _layers(student, known.take(batch))
+                if typed is None:
+                    outputs = _layers(student, known.take(batch))
+                else:  # a GNN's batch is all nodes
+                    by_type = cast(Any, student).typed_layers(known)
+                    outputs = {layer: each[typed.target] for layer, each in by_type.items()}
                 soft = None if knowledge is None else take_rows(knowledge.logits, batch)
                 loss = self.supervised(outputs["logits"], y[batch], labelled[batch], soft)
                 if auxiliary is None:
                     yield loss
                     continue
-                theirs = [take_rows(layer, batch) for layer in teacher]
-                distance = auxiliary(self.student_layers(outputs), theirs, generator)
+                if typed is None:
+                    theirs = [take_rows(layer, batch) for layer in teacher]
+                    distance = auxiliary(self.student_layers(outputs), theirs, generator)
+                else:
+                    distance = typed.distance(auxiliary, by_type, generator)
                 record.look(epoch, loss, distance)
                 yield loss + self.auxiliary_weight * distance
 
@@ -430,6 +455,62 @@ class LayerMethod(LogitMethod, ABC):
         if auxiliary is None or next(auxiliary.parameters(), None) is None:
             return None
         return Beside(auxiliary, self.auxiliary_lr_scale * self.lr, self.auxiliary_clip)
+
+
+class TypedLayers:
+    """A teacher's layers for all types of nodes, and how a student's are compared with them.
+
+    Args:
+        method: Says which layers are compared, and how types are.
+        knowledge: What the teacher says.
+        view: What may be seen.
+
+    Raises:
+        TeacherError: The teacher reads no types.
+    """
+
+    def __init__(self, method: ScopedMethod, knowledge: Knowledge | None, view: View) -> None:
+        layers = None if knowledge is None else knowledge.typed_layers
+        if knowledge is None or layers is None:
+            raise TeacherError(
+                "scope 'all' compares types of nodes, and the teacher reads none: give the teacher "
+                "'rgcn' on a graph that has several."
+            )
+        last = layers["logits"]
+        self.method = method
+        self.target = str(view.observed.hetero.target)
+        # a type without nodes says nothing; the labelled one comes last, so that its map is logged
+        others = sorted(kind for kind, h in last.items() if len(h) and kind != self.target)
+        self.kinds = [*others, self.target]
+        self.teacher = self._parts(layers, knowledge.depth)
+
+    def distance(
+        self,
+        auxiliary: Auxiliary,
+        student: Mapping[str, Mapping[str, Tensor]],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The loss: over all nodes at once, or the mean over types."""
+        mine = self._parts(student, self.method.num_layers)
+        pairs = zip(mine, self.teacher, strict=True)
+        return torch.stack([auxiliary(ours, theirs, generator) for ours, theirs in pairs]).mean()
+
+    def _parts(
+        self, layers: Mapping[str, Mapping[str, Tensor]], depth: int | None
+    ) -> list[list[Tensor]]:
+        """The layers that are compared, of each type or of all nodes as one."""
+        assert isinstance(self.method, LayerMethod)
+        if self.method.types == "merged":
+            rows = {name: torch.cat([h[k] for k in self.kinds]) for name, h in layers.items()}
+            return [self.method.compared(rows, depth)]
+        parts = []
+        for kind in self.kinds:
+            rows = {name: h[kind] for name, h in layers.items()}
+            chosen = self.method.compared(rows, depth)
+            if kind != self.target:  # only its logits mean classes
+                chosen = [h for h in chosen if h is not rows["logits"]]
+            parts.append(chosen)
+        return parts
 
 
 class _Record:

@@ -491,7 +491,7 @@ class PairLoss(Auxiliary):
             torch.stack(
                 [
                     F.normalize(head(layer if chosen is None else layer[chosen]), dim=1)
-                    for head, layer in zip(side, layers, strict=True)
+                    for head, layer in zip(side, layers, strict=False)  # a type may lack the last
                 ]
             )
             for side, layers in zip(heads, (teacher, student), strict=True)

@@ -17,9 +17,10 @@ from limbeck.students.structure_tables import FullTable
 from limbeck.teachers.gat import GAT
 from limbeck.teachers.gcn import GCN
 from limbeck.teachers.gcnii import GCNII
+from limbeck.teachers.rgcn import RGCN, Featureless
 from limbeck.teachers.sage import SAGE
 
-StudentName = Literal["mlp", "sa-mlp", "gcn", "gat", "sage", "gcnii"]
+StudentName = Literal["mlp", "sa-mlp", "gcn", "gat", "sage", "gcnii", "rgcn"]
 
 
 class StudentOptions(Method):
@@ -31,10 +32,12 @@ class StudentOptions(Method):
     Args:
         student: ``"mlp"`` reads a node's features; ``"sa-mlp"`` the ids of its neighbours, too,
             through a table with a row per observed node and without a predictor for nodes that
-            have none; ``"gcn"``, ``"gat"``, ``"sage"`` and ``"gcnii"`` read the graph around it.
+            have none; ``"gcn"``, ``"gat"``, ``"sage"`` and ``"gcnii"`` read the graph around it,
+            ``"rgcn"`` with all types of nodes.
         hidden_channels: Width of the hidden layers; of a GAT all heads together.
         num_layers: Number of an MLP's linear maps, of an SA-MLP decoder's, or of graph layers.
-        norm: ``"none"``, ``"batch"`` or ``"layer"``, before each ReLU; GAT and GCNII have none.
+        norm: ``"none"``, ``"batch"`` or ``"layer"``, before each ReLU; GAT, GCNII and R-GCN
+            have none.
         heads: Heads of a GAT's hidden layers.
         out_heads: Heads of a GAT's last layer, whose mean are the logits.
         residual: Add to each layer of a GAT but the first a linear map of its input.
@@ -42,6 +45,8 @@ class StudentOptions(Method):
         root_weight: Give a GraphSAGE's centre node a map of its own instead of averaging it, too.
         alpha: Weight of a GCNII's initial residual.
         theta: Strength of the own weights of a GCNII's layers.
+        featureless: What stands, in an R-GCN, for the features of a type without any: the
+            ``"mean"`` of its neighbours' or a trained ``"table"``.
         exposed: Which hidden states the student shows to losses that compare layers: those behind
             an ``"activation"``, or those in front of it (``"pre-activation"``).
     """
@@ -58,6 +63,7 @@ class StudentOptions(Method):
     root_weight: bool = False
     alpha: float = Field(default=0.1, ge=0, le=1)
     theta: float = Field(default=0.5, gt=0)
+    featureless: Featureless = "mean"
     exposed: Exposed = "activation"
 
     @model_validator(mode="after")
@@ -84,7 +90,7 @@ class StudentOptions(Method):
         gnn = self.build_gnn(view)
         return GNNStudent(gnn, view.num_observed), graph_inputs(view, gnn)
 
-    def build_gnn(self, view: View) -> GAT | GCN | GCNII | SAGE:
+    def build_gnn(self, view: View) -> GAT | GCN | GCNII | RGCN | SAGE:
         """A fresh GNN of this method's size; there must be one."""
         width, classes = self.hidden_channels, view.num_classes
         if self.student == "gat":
@@ -123,6 +129,16 @@ class StudentOptions(Method):
                 self.dropout,
                 self.input_dropout,
                 root_weight=self.root_weight,
+                exposed=self.exposed,
+            )
+        if self.student == "rgcn":
+            return RGCN.for_view(
+                view,
+                width,
+                self.featureless,
+                num_layers=self.num_layers,
+                dropout=self.dropout,
+                input_dropout=self.input_dropout,
                 exposed=self.exposed,
             )
         assert self.student == "gcn"

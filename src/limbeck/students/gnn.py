@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from limbeck.errors import OptionError
+from limbeck.graphs.hetero import edges_for, without_edges_of
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View
 from limbeck.students.inputs import InputSpec, NodeInputs, Surroundings, ViewInputs
@@ -81,15 +82,33 @@ class GNNStudent(torch.nn.Module):
         Raises:
             OptionError: The inputs have no ``graph``.
         """
-        graph = inputs.graph
-        if graph is None:
+        graph = self._graph(inputs)
+        adj = self.gnn.prepare(graph.edge_index, len(graph.x))
+        outputs = self.gnn.layers(graph.x, adj)
+        return {name: take_rows(output, graph.nodes) for name, output in outputs.items()}
+
+    def typed_layers(self, inputs: NodeInputs) -> dict[str, dict[str, Tensor]]:
+        """Outputs of all layers for all nodes of all types, by layer, then by type.
+
+        The network must be one that reads types.
+
+        Raises:
+            OptionError: The inputs have no ``graph``.
+        """
+        graph = self._graph(inputs)
+        gnn: Any = self.gnn
+        layers: dict[str, dict[str, Tensor]] = gnn.typed_layers(
+            graph.x, gnn.prepare(graph.edge_index, len(graph.x))
+        )
+        return layers
+
+    def _graph(self, inputs: NodeInputs) -> Surroundings:
+        if inputs.graph is None:
             raise OptionError(
                 "a GNN student reads the graph around a node, and the inputs have none: give "
                 "'graph', with the features and edges of all nodes."
             )
-        adj = self.gnn.prepare(graph.edge_index, len(graph.x))
-        outputs = self.gnn.layers(graph.x, adj)
-        return {name: take_rows(output, graph.nodes) for name, output in outputs.items()}
+        return inputs.graph
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.gnn}, num_nodes={self.num_nodes})"
@@ -112,19 +131,23 @@ def graph_inputs(view: View, gnn: GraphNetwork) -> ViewInputs:
     """
     known = torch.arange(view.num_observed)
     graph = view.observed
-    observed = _surrounded(gnn, graph.x, graph.edge_index, known)
+    edges = edges_for(gnn, graph)
+    observed = _surrounded(gnn, graph.x, edges, known)
     if not view.has_unseen:
         # an empty graph, so that asking about nobody costs nothing
-        nobody = _surrounded(gnn, take_rows(graph.x, known[:0]), graph.edge_index[:, :0], known[:0])
+        empty = take_rows(graph.x, known[:0])
+        is_typed = not isinstance(edges, Tensor)
+        edges = without_edges_of(edges, 0, empty) if is_typed else edges[:, :0]
+        nobody = _surrounded(gnn, empty, edges, known[:0])
         return ViewInputs(observed, nobody, nobody)
     new = torch.arange(view.num_observed, len(view.nodes))
     unseen, isolated = (
-        _surrounded(gnn, graph.x, graph.edge_index, new)
+        _surrounded(gnn, graph.x, edges_for(gnn, graph), new)
         for graph in (view.everything, view.without_new_edges)
     )
     return ViewInputs(observed, unseen, isolated)
 
 
-def _surrounded(gnn: GraphNetwork, x: Tensor, edge_index: Tensor, nodes: Tensor) -> NodeInputs:
+def _surrounded(gnn: GraphNetwork, x: Tensor, edge_index: Any, nodes: Tensor) -> NodeInputs:
     adj = gnn.prepare(edge_index, len(x))
     return NodeInputs(take_rows(x, nodes), graph=Surroundings(x, adj, nodes))

@@ -45,6 +45,9 @@ class GNN(torch.nn.Module, ABC):
     nothing that stays the same is computed in every epoch.
     """
 
+    reads_types: ClassVar[bool] = False
+    """Whether it is given the ``HeteroData`` for ``edge_index`` where there are types of nodes."""
+
     @abstractmethod
     def normalize(self, edge_index: Tensor, num_nodes: int) -> Tensor:
         """The form of the edges that :meth:`layers` multiplies with."""

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from limbeck.errors import OptionError
+from limbeck.graphs.hetero import edges_for
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View
 from limbeck.registry import resolve
@@ -102,7 +103,7 @@ def train(
     else each step is one pass over the observed graph. Validation always uses all neighbours.
     """
     graph = view.observed
-    adj = module.prepare(graph.edge_index, view.num_observed)
+    adj = module.prepare(edges_for(module, graph), view.num_observed)
     task, y_val = task_of(graph.y), graph.y[view.val]
     if options.fan_out:
         if len(options.fan_out) != options.num_layers:

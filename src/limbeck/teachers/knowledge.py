@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
 from limbeck.errors import TeacherError
+from limbeck.graphs.hetero import edges_for
 from limbeck.graphs.sparse import is_csr
 from limbeck.graphs.view import View
 from limbeck.teachers.base import GNN
@@ -30,6 +32,7 @@ class Knowledge:
         depth: Number of graph layers, ``None`` if not known.
         name: What the teacher is called in tables.
         ask_noisy: Computes :attr:`noisy_logits`; ``None`` for a teacher that is only logits.
+        ask_typed: Computes :attr:`typed_layers`; ``None`` for a teacher that reads no types.
     """
 
     logits: Tensor
@@ -37,6 +40,16 @@ class Knowledge:
     depth: int | None = None
     name: str = "logits"
     ask_noisy: Callable[[], Tensor] | None = field(default=None, repr=False)
+    ask_typed: Callable[[], dict[str, dict[str, Tensor]]] | None = field(default=None, repr=False)
+
+    @cached_property
+    def typed_layers(self) -> dict[str, dict[str, Tensor]] | None:
+        """Outputs of all layers for all types of nodes, by layer, then by type, ``[N, .]`` each.
+
+        ``None`` where there are no types, or the teacher does not read them. Computed when a
+        method first reads it, and not stored.
+        """
+        return None if self.ask_typed is None else self.ask_typed()
 
     @cached_property
     def noisy_logits(self) -> Tensor | None:
@@ -123,26 +136,39 @@ def ask(
     where = f"teacher {name!r}"
     rows, classes = view.num_observed, view.num_classes
     hidden: dict[str, Tensor] = {}
+    edges = edges_for(module, observed)
     if isinstance(module, GNN):
-        layers = module.layers(observed.x, module.prepare(observed.edge_index, rows))
+        layers = module.layers(observed.x, module.prepare(edges, rows))
         logits = layers.pop("logits")
         hidden = layers
     else:
-        logits = _call(module, observed.x, observed.edge_index, name)
+        logits = _call(module, observed.x, edges, name)
     knowledge = Knowledge(check_logits(logits, rows, classes, where), hidden, depth, name)
     if not view.has_unseen:
         return knowledge, Answers(knowledge.logits)
     total = len(view.nodes)
     unseen = []
     for graph in (view.everything, view.without_new_edges):
-        logits = _call(module, graph.x, graph.edge_index, name)
+        logits = _call(module, graph.x, edges_for(module, graph), name)
         unseen.append(check_logits(logits, total, classes, where)[rows:])
     return knowledge, Answers(knowledge.logits, *unseen)
 
 
 def with_noise(knowledge: Knowledge, module: torch.nn.Module, view: View) -> Knowledge:
-    """The same knowledge, whose :attr:`~Knowledge.noisy_logits` come from ``module``."""
-    return replace(knowledge, ask_noisy=partial(ask_noisy, module, view, knowledge.name))
+    """The same knowledge, which asks ``module`` for what is computed when it is first read."""
+    noisy = partial(ask_noisy, module, view, knowledge.name)
+    reads_types = "hetero" in view.observed and hasattr(module, "typed_layers")
+    typed = partial(ask_typed, module, view) if reads_types else None
+    return replace(knowledge, ask_noisy=noisy, ask_typed=typed)
+
+
+@torch.no_grad()
+def ask_typed(module: Any, view: View) -> dict[str, dict[str, Tensor]]:
+    """Ask a trained R-GCN for the layers of all types of nodes of the observed graph."""
+    module.eval()
+    adj = module.prepare(view.observed.hetero, view.num_observed)
+    layers: dict[str, dict[str, Tensor]] = module.typed_layers(view.observed.x, adj)
+    return layers
 
 
 @torch.no_grad()
@@ -163,14 +189,19 @@ def ask_noisy(module: torch.nn.Module, view: View, name: str) -> Tensor:
     generator = torch.Generator().manual_seed(int(view.fingerprint[:12], 16))
     for rows in x.split(NOISE_ROWS):
         rows.add_(torch.randn(rows.shape, generator=generator))
-    logits = _call(module, x, view.observed.edge_index, name)
+    logits = _call(module, x, edges_for(module, view.observed), name)
     return check_logits(
         logits, view.num_observed, view.num_classes, f"teacher {name!r} under noise"
     )
 
 
-def _call(module: torch.nn.Module, x: Tensor, edge_index: Tensor, name: str) -> Tensor:
-    logits = module(x, edge_index)
+def _call(module: torch.nn.Module, x: Tensor, edge_index: Tensor | HeteroData, name: str) -> Tensor:
+    if isinstance(edge_index, HeteroData) and not isinstance(module, GNN):
+        features = {**edge_index.collect("x", allow_empty=True), edge_index.target: x}
+        logits = module(features, edge_index.edge_index_dict)
+        logits = logits.get(edge_index.target) if isinstance(logits, dict) else logits
+    else:
+        logits = module(x, edge_index)
     if not isinstance(logits, Tensor):
         raise TeacherError(
             f"teacher {name!r}: forward(x, edge_index) returned {type(logits).__name__}; it must "
