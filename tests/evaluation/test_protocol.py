@@ -7,6 +7,7 @@ import limbeck.training.loop as loop
 from limbeck.errors import OptionError
 from limbeck.evaluation.protocol import distill
 from limbeck.graphs.view import make_view
+from limbeck.runtime import load_bundle, measure_latency
 from limbeck.teachers import fit_teacher, knowledge_from
 from limbeck.testing import small_graph
 
@@ -107,3 +108,18 @@ def _clock():
     """A clock that jumps by a minute at each look, so that every epoch is written down."""
     times = iter(range(0, 10**6, 60))
     return lambda: float(next(times))
+
+
+@pytest.mark.parametrize("method", ["glnn", "sa-mlp"])
+def test_a_student_is_measured_before_its_bundle_is_written(tmp_path, method):
+    view = make_view(small_graph(), "inductive", 0)
+    run = distill(view, torch.randn(120, 3), method, max_epochs=2, hidden_channels=8)
+    asked = []
+
+    def measure(student):
+        asked.append(student.predict(x=view.graph.x.numpy()[:3]))
+        return measure_latency(student, (1,), 0.02)
+
+    student = load_bundle(run.save(tmp_path / "student", latency=measure))
+    assert (asked[0] == student.predict(x=view.graph.x.numpy()[:3])).all()
+    assert student.manifest.latency is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -405,7 +406,8 @@ def _in_memory(
     files += [] if parts.sparse is None else [SPARSE_MODEL]
     files += [] if parts.cold is None else [COLD_MODEL]
     document = {"format": format_of(fields), **fields, "files": dict.fromkeys(files, placeholder)}
-    manifest = parse_manifest(document, Path(MANIFEST))
+    # by way of JSON, as a reader will have it: lists where there are tuples now
+    manifest = parse_manifest(json.loads(json.dumps(document)), Path(MANIFEST))
     node_store = NodeStore(
         store,
         manifest.graph.counts["nodes"],
