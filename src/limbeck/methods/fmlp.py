@@ -219,12 +219,7 @@ class FrameletMLP(Method):
                 checkpoint and checkpoint.of_part("stage 2"),
                 f"{progress} without bands" if progress else None,
             )
-            history = replace(
-                history,
-                loss=history.loss + second.loss,
-                val_score=history.val_score + second.val_score,
-                seconds=history.seconds + second.seconds,
-            )
+            history = history.followed_by(second)
         inputs = BandInputs.of(inputs_of(view), bands)
         student, inputs = under_policy(student, inputs, self.new_nodes)
         return Distilled(student.eval(), history, inputs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -39,7 +38,7 @@ from limbeck.students.structure_tables import (
     most_named,
 )
 from limbeck.teachers.knowledge import Knowledge
-from limbeck.training.loop import Checkpoint, History, batches, seeded
+from limbeck.training.loop import Checkpoint, batches, seeded
 
 Weight = Annotated[float, Field(ge=0)]
 Table = Literal["full", "landmark", "hashed", "tied"]
@@ -258,7 +257,7 @@ class StructureAwareMLP(Method):
             progress=f"{progress} without structure" if progress else None,
         )
         student.routed = True
-        return Distilled(student.eval(), _one_after_the_other(first, second), inputs)
+        return Distilled(student.eval(), first.followed_by(second), inputs)
 
     def build(self, view: View, known: NodeInputs) -> SAMLP:
         """A fresh student for a view whose observed nodes have the inputs ``known``."""
@@ -691,13 +690,3 @@ def embedding_loss(predicted: Tensor, target: Tensor) -> Tensor:
         target: ``[B, h]``, without gradient.
     """
     return (predicted - target).square().sum() / target.square().sum().clamp_min(1e-12)
-
-
-def _one_after_the_other(first: History, second: History) -> History:
-    """The epochs of both stages in a row; the best one is that of the first, with structure."""
-    return replace(
-        first,
-        loss=first.loss + second.loss,
-        val_score=first.val_score + second.val_score,
-        seconds=first.seconds + second.seconds,
-    )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from limbeck.errors import BundleError, RequestError
+from limbeck.errors import BundleError
 from limbeck.runtime.arrays import checked_array
 from limbeck.runtime.bundle import STORE, Bundle, StructureEntry
 from limbeck.runtime.kernel import Structure
@@ -113,38 +113,7 @@ class StructureStore:
         Raises:
             RequestError: It is not a list of ``B`` lists of ids, or one is too long.
         """
-        if neighbors is None:
-            none = np.empty(0, dtype=np.int64)
-            return Edges(none, none, np.zeros(count, dtype=np.int64))
-        lengths, found = store.neighbor_rows(neighbors)
-        if len(lengths) != count:
-            raise RequestError(
-                f"there are {len(lengths)} lists of neighbors for {count} rows of x."
-            )
-        if most is not None and lengths.max(initial=0) > most:
-            row = int(lengths.argmax())
-            raise RequestError(
-                f"neighbors[{row}] names {lengths[row]:,} nodes, and this student reads at most "
-                f"{most:,} of a node."
-            )
-        # one node is what most requests name, and this the quicker way to write it
-        node = np.zeros_like(found) if count == 1 else np.repeat(np.arange(count), lengths)
-        ignored = np.zeros(count, dtype=np.int64)
-        is_read = found >= 0
-        is_read &= self._observed[found]  # of −1 the last, which is left out already
-        if not is_read.all():
-            ignored += np.bincount(node[~is_read], minlength=count)
-            node, found = node[is_read], found[is_read]
-        # those of a node in order: the table is read faster, and an edge that is named twice, which
-        # counts once as in training, stands beside itself
-        before = node * store.num_nodes
-        key = before + found
-        key.sort()
-        if (key[1:] == key[:-1]).any():
-            key = key[np.append(True, key[1:] != key[:-1])]
-            node = key // store.num_nodes
-            before = node * store.num_nodes
-        return Edges(node, key - before, ignored)
+        return Edges(*store.edges_of_request(neighbors, count, most, self._observed))
 
     def edges_of_known(self, rows: npt.NDArray[np.int64]) -> Edges:
         """The edges of known nodes, int64 ``[B]``, as training or their arrival had them.

@@ -41,6 +41,16 @@ class History:
     seconds: float = 0.0
     notes: list[dict[str, Any]] = field(default_factory=list)
 
+    def followed_by(self, second: History) -> History:
+        """The epochs of both stages of a training in a row; the best one is that of this stage."""
+        return replace(
+            self,
+            loss=self.loss + second.loss,
+            val_score=self.val_score + second.val_score,
+            seconds=self.seconds + second.seconds,
+            notes=self.notes + second.notes,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Beside:
