@@ -446,5 +446,9 @@ def _kernel_of(manifest: Manifest, parts: _Parts, where: str) -> Kernel:
 
 def _versions() -> dict[str, str]:
     """Versions of what made the bundle."""
-    packages = ("torch", "torch_geometric", "onnx", "onnxscript", "onnxruntime", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = ("torch_geometric", "onnx", "onnxscript", "onnxruntime", "numpy")
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with the build, which a wheel's metadata may leave out
+        **{name: version(name) for name in packages},
+    }
