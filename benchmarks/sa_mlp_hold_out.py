@@ -92,8 +92,9 @@ def main() -> None:
     text = (
         "# Leaving validation nodes out of SA-MLP's first stage\n\n"
         "Half of the validation nodes of an inductive split play new nodes (with their edges),\n"
-        "the other half selects; SAGE teacher, presets, no test node is read. Accuracy in % on those\n"
-        f"that play, seeds 0 to {options.seeds - 1}, mean ± population standard deviation.\n\n"
+        "the other half selects; SAGE teacher, presets, no test node is read. Accuracy in % on\n"
+        f"those that play, seeds 0 to {options.seeds - 1}, mean ± population standard deviation."
+        "\n\n"
         f"{report(options.graphs, options.seeds)}\n\n"
         f"Python {platform.python_version()}, torch {torch.__version__}, Limbeck "
         f"{limbeck.__version__}.\n\n"
