@@ -1,14 +1,17 @@
 """Framelet students: new nodes under each policy, and nodes whose soft labels were withheld.
 
-    python benchmarks/framelet_students.py policies cora texas --out runs/framelet_policies.jsonl
-    python benchmarks/framelet_students.py held cora:20-20-60 texas --out runs/framelet_held.jsonl
-    python benchmarks/framelet_students.py report runs/framelet_policies.jsonl
+    python benchmarks/framelet_students.py policies --out runs/framelet_policies.jsonl
+    python benchmarks/framelet_students.py held --out runs/framelet_held.jsonl
+    python benchmarks/framelet_students.py report runs/framelet_policies.jsonl \
+        --out benchmarks/results/framelet_policies.md
+    python benchmarks/framelet_students.py report runs/framelet_held.jsonl \
+        --out benchmarks/results/framelet_held.md
 
-A graph may carry ``:20-20-60``, the shares of training, validation and test nodes of the release,
-drawn anew for each seed. A cell that is there already is not computed again. ``policies`` trains
-once per seed and scores that student three times. ``held`` leaves out the soft labels of half of
-the nodes that are neither for training nor for validation, and scores both halves; GLNN is trained
-without the same nodes, and ``bands shuffled`` is the student with the bands of other nodes.
+A cell that is there already is not computed again. ``policies`` trains once per seed and scores
+that student three times. ``held`` leaves out the soft labels of half of the nodes that are neither
+for training nor for validation, and scores both halves; GLNN is trained without the same nodes, and
+``bands shuffled`` is the student with the bands of other nodes. Teachers come from the cache where
+another table has trained them.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +42,13 @@ from limbeck.training.loop import seeded
 
 Row = dict[str, Any]
 STUDENTS = ("fmlp-o", "fmlp-s", "fmlp-x")
-RELEASED_SHARES = ":20-20-60"
 HELD_SHARE = 0.5
-
-
-def graph_of(name: str) -> Data:
-    """A graph by name, with the release's shares if the name says so."""
-    if not name.endswith(RELEASED_SHARES):
-        return limbeck.load_graph(name)
-    graph = limbeck.load_graph(name.removesuffix(RELEASED_SHARES) + ":random")
-    notes = {**graph.info.notes, "fractions": {"train": 0.2, "val": 0.2}}
-    graph.info = replace(graph.info, notes=notes)
-    return graph
+load_graph = cache(limbeck.load_graph)
 
 
 def policies(name: str, teacher: str, seed: int) -> Iterator[Row]:
     """Accuracy on unseen nodes, with their edges and without, under each policy."""
-    view = make_view(graph_of(name), "inductive", seed)
+    view = make_view(load_graph(name), "inductive", seed)
     fitted = limbeck.fit_teacher(view, teacher, seed)
     for method in ("glnn", *STUDENTS):
         run = distill(view, fitted, method, seed)
@@ -103,7 +97,7 @@ def without(view: View, nodes: Tensor) -> tuple[View, Tensor]:
 
 def held(name: str, teacher: str, seed: int) -> Iterator[Row]:
     """Accuracy on test nodes whose soft labels were read, and on those where they were not."""
-    view = make_view(graph_of(name), "transductive", seed)
+    view = make_view(load_graph(name), "transductive", seed)
     fitted = limbeck.fit_teacher(view, teacher, seed)
     hidden = withheld_nodes(view, HELD_SHARE)
     read = view.test_observed[~torch.isin(view.test_observed, hidden)]
@@ -140,6 +134,10 @@ def held(name: str, teacher: str, seed: int) -> Iterator[Row]:
 
 
 TABLES = {"policies": policies, "held": held}
+GRAPHS = {
+    "policies": ["cora", "chameleon-filtered", "texas", "wisconsin", "cornell"],
+    "held": ["cora:20-20-60", "chameleon-filtered", "texas", "wisconsin", "cornell"],
+}
 
 
 def compute(table: str, graphs: list[str], teachers: list[str], seeds: int, out: Path) -> None:
@@ -169,6 +167,20 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+TITLES = {
+    "policies": "New nodes under each policy, with their edges (unseen) and without (alone)",
+    "held": "Test nodes whose soft labels were read, and those whose were withheld",
+}
+
+
+def page(rows: list[Row], source: str) -> str:
+    """The page of a file of rows."""
+    table = rows[0]["table"]
+    command = f"`python benchmarks/framelet_students.py {table} --out {source}`"
+    how = f"Accuracy in %, mean ± standard deviation. {command}."
+    return f"# {TITLES[table]}\n\n{how}\n\n{report(rows)}\n"
+
+
 def report(rows: list[Row]) -> str:
     """Mean and standard deviation over seeds, in per cent, as a Markdown table."""
     figures = [key for key, value in rows[0].items() if isinstance(value, float)]
@@ -190,15 +202,19 @@ def report(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=[*TABLES, "report"])
-    parser.add_argument("names", nargs="+", help="graphs, or the file to report")
+    parser.add_argument("names", nargs="*", help="graphs, or the file to report")
     parser.add_argument("--teachers", nargs="+", default=["framelet-original"])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("runs/framelet_students.jsonl"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, required=True, help="rows, or the page")
     chosen = parser.parse_args()
     if chosen.table == "report":
-        print(report(read_rows(Path(chosen.names[0]))))
+        text = page(read_rows(Path(chosen.names[0])), chosen.names[0])
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        chosen.out.write_text(text, encoding="utf-8")
+        print(text)
     else:
-        compute(chosen.table, chosen.names, chosen.teachers, chosen.seeds, chosen.out)
+        names = chosen.names or GRAPHS[chosen.table]
+        compute(chosen.table, names, chosen.teachers, chosen.seeds, chosen.out)
 
 
 if __name__ == "__main__":

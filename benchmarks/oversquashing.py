@@ -1,17 +1,18 @@
 """What graph surgery does to bottlenecks, to how far a node is heard, and to accuracy.
 
-    python benchmarks/oversquashing.py --out runs/oversquashing
+    python benchmarks/oversquashing.py --out runs/oversquashing \
+        --page benchmarks/results/oversquashing.md
 
 Four parts: two cliques and a bridge; a task that needs news from the other side of a bridge; real
 graphs before and after; a teacher's accuracy with and without surgery, paired. ``--parts``,
 ``--graphs``, ``--teachers`` and ``--seeds`` take less of it. Every finished cell is one JSON file
-in the folder and is not computed again; at the end ``oversquashing.md`` is written beside the
-cells from all of them.
+in the folder and is not computed again; at the end the page is written from all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import math
@@ -30,6 +31,7 @@ from limbeck.evaluation.framelets import jacobian, reach
 from limbeck.evaluation.metrics import accuracy
 from limbeck.graphs.load import from_data
 from limbeck.graphs.rewire import (
+    Surgery,
     SurgeryOptions,
     before_and_after,
     far_pairs,
@@ -53,6 +55,12 @@ SURGERIES: dict[str, SurgeryOptions] = {
 }
 """Surgery by name; ``random edits`` makes as many as ``sdrf, best edge``, anywhere."""
 
+OF_INTEREST = {
+    "transfer": (NONE, "additions only", RANDOM),
+    "accuracy": (NONE, "sdrf", RANDOM),
+}
+"""Surgeries that teachers are trained after; all are described in the part ``graphs``."""
+
 LAYERS = 4
 """Layers of the teachers whose Jacobian is taken: the farthest that a node can be heard."""
 
@@ -66,10 +74,24 @@ def operated(view: View, surgery: str) -> View:
         return view
     edges, size, seed = view.observed.edge_index, view.num_observed, view.seed
     if surgery == RANDOM:
-        model = rewire(edges, size, SURGERIES["sdrf, best edge"], seed)
+        model = rewired(view, "sdrf, best edge")
         counts = model.added.shape[1], model.removed.shape[1]
         return with_observed_edges(view, rewire_at_random(edges, size, *counts, seed).edge_index)
-    return with_observed_edges(view, rewire(edges, size, SURGERIES[surgery], seed).edge_index)
+    return with_observed_edges(view, rewired(view, surgery).edge_index)
+
+
+DONE: dict[tuple[str, str, int], Surgery] = {}
+"""Surgeries by the observed graph's fingerprint, name and seed: all teachers share one."""
+
+
+def rewired(view: View, surgery: str) -> Surgery:
+    options = SURGERIES[surgery]
+    seed = 0 if math.isinf(options.tau) else view.seed  # the best edge is not drawn
+    edges = view.observed.edge_index
+    key = (hashlib.blake2b(edges.numpy().tobytes()).hexdigest(), surgery, seed)
+    if key not in DONE:
+        DONE[key] = rewire(edges, view.num_observed, options, seed)
+    return DONE[key]
 
 
 # -- two cliques ----------------------------------------------------------------------------
@@ -96,7 +118,7 @@ def cliques(seed: int) -> dict[str, Any]:
 # -- news from the other side ---------------------------------------------------------------
 
 
-def transfer_graph(seed: int, copies: int = 150, size: int = 8, classes: int = 5) -> Data:
+def transfer_graph(seed: int, copies: int = 100, size: int = 8, classes: int = 5) -> Data:
     """Copies of two cliques with a bridge: a node left must name the class of one node right.
 
     The class is a feature of the one right node, three hops away; a last feature marks the node
@@ -181,11 +203,13 @@ def cells(arguments: argparse.Namespace) -> Iterator[tuple[Cell, Callable[[], di
                 named = dict(zip(("graph", "surgery"), cell, strict=True))
                 yield {"part": part, **named}, lambda cell=cell: graphs(*cell)
         elif part == "transfer":
-            for cell in itertools.product(arguments.teachers, surgeries, seeds):
+            chosen = itertools.product(arguments.teachers, OF_INTEREST[part], seeds)
+            for cell in chosen:
                 named = dict(zip(("teacher", "surgery", "seed"), cell, strict=True))
                 yield {"part": part, **named}, lambda cell=cell: transfer(*cell)
         else:
-            for cell in itertools.product(arguments.graphs, arguments.teachers, surgeries, seeds):
+            axes = (arguments.graphs, arguments.teachers, OF_INTEREST[part], seeds)
+            for cell in itertools.product(*axes):
                 named = dict(zip(("graph", "teacher", "surgery", "seed"), cell, strict=True))
                 yield {"part": part, **named}, lambda cell=cell: with_and_without(*cell)
 
@@ -324,7 +348,8 @@ def _names(allowed: Iterable[str]) -> Callable[[str], list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
+    parser.add_argument("--page", type=Path, help="the page; beside the cells by default")
     parser.add_argument("--parts", type=_names(PARTS), default=list(PARTS))
     parser.add_argument("--graphs", type=_names(GRAPHS), default=list(GRAPHS))
     parser.add_argument("--teachers", type=_names(TEACHERS), default=list(TEACHERS))
@@ -332,7 +357,8 @@ def main() -> None:
     arguments = parser.parse_args()
     compute(arguments)
     text = report(arguments.out / "cells")
-    (arguments.out / "oversquashing.md").write_text(text, encoding="utf-8")
+    page = arguments.page or arguments.out / "oversquashing.md"
+    page.write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

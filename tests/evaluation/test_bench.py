@@ -67,6 +67,51 @@ def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
     assert table.num_rows == 3
 
 
+FRAMELETS = {
+    "graphs": ("digits",),
+    "teachers": ("framelet-simplified", "sage"),
+    "methods": ("glnn", "fmlp-s"),
+    "learn_from": {"fmlp-s": ("framelet-simplified",)},
+    "seeds": 1,
+    "latency": False,
+    "diagnostics": True,
+    "teacher_options": {"framelet-simplified": {"max_epochs": 2}, "sage": {"max_epochs": 2}},
+    "method_options": {
+        "glnn": {"max_epochs": 2},
+        "fmlp-s": {"max_epochs": 2, "hidden_channels": 4, "predictor_channels": 0},
+    },
+}
+
+
+def test_a_method_may_learn_from_some_teachers_only_and_framelets_are_described(tmp_path):
+    rows = run_bench(Bench(**FRAMELETS), tmp_path / "out").to_pylist()
+    assert {(row["teacher"], row["method"]) for row in rows} == {
+        ("framelet-simplified", "teacher"),
+        ("framelet-simplified", "glnn"),
+        ("framelet-simplified", "fmlp-s"),
+        ("sage", "teacher"),
+        ("sage", "glnn"),
+    }
+    described = {row["method"]: row["framelets"] for row in rows if row["framelets"]}
+    assert list(described) == ["fmlp-s"]
+    report = json.loads(described["fmlp-s"])
+    assert set(report["gates"][0]) == {"low", "high"}
+    assert sum(report["student"]["logits"]["band_shares"].values()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("learn_from", "message"),
+    [
+        ({"fmlp-o": ("sage",)}, "unknown method in 'learn_from' 'fmlp-o'"),
+        ({"glnn": ("gcn",)}, "unknown teacher in 'learn_from' 'gcn'"),
+        ({"glnn": ("sage",), "fmlp-s": ("sage",)}, "no method learns from teacher 'framelet-s"),
+    ],
+)
+def test_who_learns_from_whom_is_checked(learn_from, message):
+    with pytest.raises(OptionError, match=message):
+        Bench(**{**FRAMELETS, "learn_from": learn_from}).check_names()
+
+
 def test_processes_give_the_same_rows(tmp_path):
     one = run_bench(Bench(**QUICK), tmp_path / "one")
     two = run_bench(Bench(**QUICK), tmp_path / "two", workers=2)

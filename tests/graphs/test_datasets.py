@@ -29,6 +29,7 @@ COUNTS = {
     "cora:geom-gcn": (2708, 5278, 0, 1433, CSR, 7, 0.810, (1192, 796, 497)),
     "cora:geom-gcn/9": (2708, 5278, 0, 1433, CSR, 7, 0.810, (1192, 796, 497)),
     "cora:random": (2708, 5278, 0, 1433, CSR, 7, 0.810, (1624, 542, 542)),
+    "cora:20-20-60": (2708, 5278, 0, 1433, CSR, 7, 0.810, (539, 539, 1630)),
     "citeseer": (3327, 4552, 0, 3703, CSR, 6, 0.7355, (120, 500, 1000)),
     "citeseer:geom-gcn": (3327, 4552, 0, 3703, CSR, 6, 0.7355, (1596, 1065, 666)),
     "citeseer:geom-gcn/4": (3327, 4552, 0, 3703, CSR, 6, 0.7355, (1017, 679, 424)),
@@ -184,7 +185,8 @@ def test_the_catalogue_is_whole():
         ("cora:geom-gcn/10", "from 0 to 9"),
         ("cora:geom-gcn/", "from 0 to 9"),
         ("cora:random/1", "from 0 to 9"),
-        ("texas:random", "data set 'texas' has no variants: write 'texas'"),
+        ("texas:random", "unknown variant of data set 'texas'"),
+        ("cpf-cora:random", "data set 'cpf-cora' has no variants: write 'cpf-cora'"),
     ],
 )
 def test_names_that_are_not(name, message):

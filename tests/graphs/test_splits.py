@@ -116,6 +116,22 @@ def test_per_class_refuses_a_class_of_fewer_than_fifty_nodes():
         split_nodes(make_graph([0] * 60 + [1] * 49, "per-class"), 0)
 
 
+# --- balanced
+
+
+def test_balanced_takes_as_many_of_each_class_and_what_a_small_one_has():
+    labels = np.random.default_rng(5).permutation([0] * 60 + [1] * 36 + [2] * 3 + [-1] * 9)
+    split = split_nodes(make_graph(labels.tolist(), "balanced"), 3)
+    # int(0.2 * 99 / 3) = 6 of each class
+    assert [np.bincount(labels[part], minlength=3).tolist() for part in parts(split)] == [
+        [6, 6, 3],
+        [6, 6, 0],
+        [48, 24, 0],
+    ]
+    again, other = (split_nodes(make_graph(labels.tolist(), "balanced"), seed) for seed in (3, 4))
+    assert parts(again) == parts(split) != parts(other)
+
+
 # --- random
 
 

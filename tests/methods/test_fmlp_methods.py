@@ -138,9 +138,21 @@ def test_bands_of_features_are_those_of_the_transform() -> None:
     full = Framelets(view.everything.edge_index, total)
     unseen = feature_bands(full, view.everything.x, (1, 2))[known:]
     torch.testing.assert_close(run.inputs.unseen.bands, unseen, rtol=1e-4, atol=1e-5)
-    cut = Framelets(view.without_new_edges.edge_index, total)
-    isolated = feature_bands(cut, view.everything.x, (1, 2))[known:]
-    torch.testing.assert_close(run.inputs.isolated.bands, isolated, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("predictor", [0, 8])
+def test_without_edges_no_row_is_read(name: str, predictor: int) -> None:
+    """No known node is in such a row; the predictor answers, or the features if there is none."""
+    view = make_view(small_graph(), "inductive", 0)
+    run = distilled(name, view, predictor_channels=predictor)
+    assert run.inputs.unseen.bands is not None
+    assert run.inputs.isolated.bands is None
+    policy = "predictor" if predictor else "features-only"
+    student, inputs = under_policy(run.student, run.inputs, policy)
+    expected = replace(run, student=student, inputs=inputs).answers
+    torch.testing.assert_close(run.answers.isolated, expected.isolated)
+    assert not torch.allclose(run.answers.unseen, expected.unseen)
 
 
 def test_a_projection_keeps_inner_products() -> None:

@@ -36,14 +36,15 @@ def bench(
     Args:
         out: Folder of the results.
         config: YAML file with the options below, method_options,
-            teacher_options and variants.
+            teacher_options, variants and learn_from.
         graphs: Data sets or folders of tables, separated by commas.
         methods: Methods, separated by commas.
         settings: Settings, separated by commas.
         teachers: Teachers, separated by commas.
         seeds: Number of seeds, from 0.
         trials: Candidates that each method trains per graph and cut, chosen on validation.
-        diagnostics: Describe where students of experts send nodes.
+        diagnostics: Describe where students of experts send nodes, and the
+            gates and energies of framelet students.
         latency: Measure the exported students' latency.
         data_root: Folder of the named data sets; LIMBECK_DATA by default.
         workers: Processes that compute side by side.

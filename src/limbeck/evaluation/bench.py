@@ -29,6 +29,7 @@ from pydantic import Field, field_validator
 
 import limbeck
 from limbeck.errors import OptionError, OutputError, unknown_name
+from limbeck.evaluation.framelets import framelet_diagnostics
 from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
 from limbeck.evaluation.probe import probe
 from limbeck.evaluation.protocol import Run, distill
@@ -41,6 +42,7 @@ from limbeck.methods.layers import LayerMethod
 from limbeck.registry import names
 from limbeck.runtime.latency import measure_latency
 from limbeck.runtime.predictor import load_bundle
+from limbeck.students.fmlp import FMLP
 from limbeck.teachers.cache import TeacherCache
 from limbeck.teachers.fit import fit_teacher, teacher_options
 from limbeck.teachers.knowledge import FittedTeacher
@@ -78,6 +80,7 @@ SCHEMA = pa.schema(
         ("options", pa.string()),
         ("routing", pa.string()),
         ("probe_ratio", pa.float64()),
+        ("framelets", pa.string()),
     ]
 )
 
@@ -123,6 +126,8 @@ class Bench(Options):
             variants, too.
         variants: Methods under other names with options of their own, to compare a method with
             itself.
+        learn_from: The teachers that a method or variant learns from, where it should not be all of
+            them; names of ``teachers``.
         teacher_options: Options per teacher that differ from its presets; they hold for its
             variants, too.
         teacher_variants: Teachers under other names with options of their own, such as several
@@ -137,7 +142,9 @@ class Bench(Options):
         tuning_seed: Seed of the split, the teacher and the students that candidates are compared
             on; best one that the table does not hold.
         diagnostics: Describe where students of experts send nodes, as JSON in the column
-            ``routing``; see :func:`~limbeck.evaluation.routing.routing_diagnostics`.
+            ``routing``, see :func:`~limbeck.evaluation.routing.routing_diagnostics`; and what
+            framelet students make of their bands, in the column ``framelets``, see
+            :func:`~limbeck.evaluation.framelets.framelet_diagnostics`.
         probe: Run the frozen-student probe of each method that compares layers, on an untrained
             student, once per cell, see :func:`~limbeck.evaluation.probe.probe`; the column
             ``probe_ratio`` holds what it leaves of the loss, and tables mark methods that it finds
@@ -153,6 +160,9 @@ class Bench(Options):
     seeds: tuple[int, ...] = Field(default=tuple(range(10)), min_length=1)
     method_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     variants: dict[str, Variant] = Field(default_factory=dict)
+    learn_from: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
     teacher_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     teacher_variants: dict[str, TeacherVariant] = Field(default_factory=dict)
     committees: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
@@ -215,6 +225,18 @@ class Bench(Options):
             for name in [*chosen, *options]:
                 if name not in names(kind):
                     raise unknown_name(kind, name, names(kind))
+        for method, teachers in self.learn_from.items():
+            if method not in self.methods:
+                raise unknown_name("method in 'learn_from'", method, self.methods)
+            for name in teachers:
+                if name not in self.teachers:
+                    raise unknown_name("teacher in 'learn_from'", name, self.teachers)
+        for name in self.teachers:
+            if not self.methods_of(name):
+                raise OptionError(
+                    f"no method learns from teacher {name!r}: leave it out, or name it in "
+                    "'learn_from'."
+                )
         for name in self.variants:
             if name in names("method"):
                 raise OptionError(
@@ -233,6 +255,12 @@ class Bench(Options):
         """The method that a name or variant is of, without the preset behind a colon."""
         variant = self.variants.get(name, Variant(method=name))
         return variant.method.partition(":")[0]
+
+    def methods_of(self, teacher: str) -> tuple[str, ...]:
+        """The methods that learn from a teacher, in their order."""
+        return tuple(
+            name for name in self.methods if teacher in self.learn_from.get(name, (teacher,))
+        )
 
     def members(self, name: str) -> tuple[Member, ...]:
         """The teachers that a name in ``teachers`` stands for: one, or those of a committee."""
@@ -332,7 +360,7 @@ def collect(bench: Bench, folder: Path) -> pa.Table:
     files = [
         path
         for group in groups(bench)
-        for method in (TEACHER, *bench.methods)
+        for method in (TEACHER, *bench.methods_of(group.teacher))
         if (path := _cell_path(bench, folder, group, method)).is_file()
     ]
     if not files:
@@ -388,6 +416,7 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
         peak = peak_memory_mb()
         latency = _latency(bench, folder, group, run) if bench.latency else {}
         described = bench.diagnostics and routes(run.student)
+        framelets = _framelets(run) if bench.diagnostics else None
         ratio = _probe_ratio(run) if bench.probe else None
         rows = []
         teacher_rows = []
@@ -403,12 +432,20 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
                     "options": json.dumps(method.model_dump(mode="json"), sort_keys=True),
                     "routing": json.dumps(routing_diagnostics(there)) if described else None,
                     "probe_ratio": ratio,
+                    "framelets": framelets,
                     **latency,
                 }
             )
             teacher_rows += _teacher_rows(group, setting, there, teacher_peak)
         _write_cell(_cell_path(bench, folder, group, TEACHER), teacher_rows)
         _write_cell(_cell_path(bench, folder, group, name), rows)
+
+
+def _framelets(run: Run) -> str | None:
+    """Gates and energies of a framelet student on the observed nodes, as JSON."""
+    if not isinstance(run.student, FMLP):
+        return None
+    return json.dumps(framelet_diagnostics(run), allow_nan=False)
 
 
 def _probe_ratio(run: Run) -> float | None:
@@ -520,10 +557,11 @@ def _latency(bench: Bench, folder: Path, group: Group, run: Run) -> dict[str, fl
 
 
 def _missing(bench: Bench, folder: Path, group: Group) -> list[str]:
-    cells = [TEACHER, *bench.methods]
+    methods = bench.methods_of(group.teacher)
+    cells = [TEACHER, *methods]
     missing = [name for name in cells if not _cell_path(bench, folder, group, name).is_file()]
     # the teacher's row is scored beside a student, so one of them must be there
-    return [*bench.methods[:1], *missing] if missing == [TEACHER] else missing
+    return [*methods[:1], *missing] if missing == [TEACHER] else missing
 
 
 def _cell_path(bench: Bench, folder: Path, group: Group, name: str) -> Path:

@@ -25,12 +25,10 @@ class ViewBands:
     Args:
         observed: Of the observed nodes on the observed graph, float32 ``[observed, w]``.
         unseen: Of the unseen nodes on the full graph, ``[unseen, w]``.
-        isolated: Of the unseen nodes without edges, ``[unseen, w]``.
     """
 
     observed: Tensor
     unseen: Tensor
-    isolated: Tensor
 
 
 @torch.no_grad()
@@ -51,12 +49,9 @@ def bands_of_view(
     """
     known, total = view.num_observed, len(view.nodes)
     if known == total:
-        nothing = observed[:0]
-        return ViewBands(observed, nothing, nothing)
+        return ViewBands(observed, observed[:0])
     full = Framelets(view.everything.edge_index, total, options)
-    # a node without edges is a component of its own, so that the others need not be there
-    alone = Framelets(view.everything.edge_index[:, :0], total - known, options)
-    return ViewBands(observed, read(full, 0)[known:], read(alone, known))
+    return ViewBands(observed, read(full, 0)[known:])
 
 
 @torch.no_grad()

@@ -75,6 +75,7 @@ class DataSet:
 
 
 RANDOM = "60/20/20 % by the seed, stratified"
+BALANCED = "of each class 20 % of the mean class by the seed for train and for val, rest test"
 GEOM_GCN = "ten published splits, about 48/32/20 %"
 TEN_HALVES = "ten published splits, about 50/25/25 %"
 PER_CLASS = "20 train and 30 val per class by the seed, rest test"
@@ -166,7 +167,7 @@ def _planetoid(name: str, folder: str, description: str, caveat: str | None = No
         protocol="public: 20 train per class, 500 val, 1000 test",
         raw=f"{folder}/raw",
         read=partial(read_planetoid, folder, "public"),
-        variants=("geom-gcn", "random"),
+        variants=("geom-gcn", "random", "20-20-60"),
         caveat=caveat,
     )
 
@@ -199,6 +200,7 @@ def _geom_gcn(name: str, title: str, description: str, raw: str, read: Reader) -
         raw=raw,
         read=read,
         edges="symmetrised",
+        variants=("20-20-60",),
     )
 
 
@@ -249,6 +251,7 @@ def _filtered(name: str) -> DataSet:
     return replace(
         _platonov(name, description, GEOM_GCN),
         read=lambda root: FilteredWikipediaNetwork(root, folder)[0],
+        variants=("20-20-60",),
     )
 
 

@@ -32,6 +32,7 @@ from torch_geometric.utils import add_self_loops, remove_self_loops, to_undirect
 from limbeck.errors import GraphError, OptionError, missing_extra, unknown_name
 from limbeck.graphs.cache import cached_root, is_unwritable
 from limbeck.graphs.catalogue import (
+    BALANCED,
     DATASETS,
     GEOM_GCN,
     RANDOM,
@@ -81,7 +82,8 @@ def load_dataset(name: str, data_root: str | os.PathLike[str] | None = None) -> 
     Args:
         name: A name of :data:`DATASETS`; for ``cora``, ``citeseer`` and ``pubmed`` also with
             ``:geom-gcn`` (ten splits, picked by the seed), ``:geom-gcn/3`` (the fourth of them)
-            or ``:random`` (60/20/20 by the seed).
+            or ``:random`` (60/20/20 by the seed); for these, Geom-GCN's graphs and the filtered
+            ones ``:20-20-60`` (20/20/60, of every class as many).
         data_root: The data root; by default the environment variable ``LIMBECK_DATA``.
 
     Returns:
@@ -104,7 +106,7 @@ def load_dataset(name: str, data_root: str | os.PathLike[str] | None = None) -> 
     column = name.partition(":geom-gcn/")[2]
     if column:
         _keep_column(graph, int(column))
-    if dataset.split == "random":
+    if dataset.split in ("random", "balanced"):
         _drop_masks(graph)
     if "info" not in graph:  # wordnet brings its own
         graph.info = _info(graph, dataset, name)
@@ -136,6 +138,8 @@ def _variant(dataset: DataSet, family: str, column: str) -> DataSet:
     named = replace(dataset, name="-".join(filter(None, (dataset.name, family, column))))
     if family == "random":
         return replace(named, split="random", protocol=RANDOM)
+    if family == "20-20-60":
+        return replace(named, split="balanced", protocol=BALANCED)
     folder = str(dataset.raw).removesuffix("/raw")
     return replace(
         named,

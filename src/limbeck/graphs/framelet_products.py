@@ -235,7 +235,7 @@ def _rows(
             if fresh:
                 for q in range(width):
                     out[m, i, q] = of_new * row[q] + of_t * t[i, q] + of_old * target[i, q]
-            else:
+            elif of_old != 0 or of_t != 0 or of_new != 0:  # else its polynomial has ended
                 for q in range(width):
                     out[m, i, q] += of_new * row[q] + of_t * t[i, q] + of_old * target[i, q]
         for q in range(width):

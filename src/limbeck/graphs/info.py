@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from limbeck.features import FeatureEncoder
     from limbeck.graphs.rewire import SurgeryOptions
 
-SplitRule = Literal["fixed", "columns", "per-class", "random"]
+SplitRule = Literal["fixed", "columns", "per-class", "balanced", "random"]
 TaskName = Literal["classes", "labels"]
 
 
@@ -28,6 +28,8 @@ class GraphInfo:
             ``"columns"``: column ``seed % S`` of the ``[N, S]`` masks;
             ``"per-class"``: 20 training and 30 validation nodes per class, the rest test
             (the CPF protocol);
+            ``"balanced"``: of every class ``int(0.2 N / C)`` nodes for training and as many for
+            validation, the rest test;
             ``"random"``: 60/20/20, stratified by class.
         class_names: Name of each class or label, ``C`` of them, in the order of ``y``.
         node_ids: The nodes' own ids, ``[N]``, ``int64`` or ``str`` objects, unique.

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 TRAIN_PER_CLASS = 20
 VAL_PER_CLASS = 30
 
+# Of the rule "balanced": shares of the labelled nodes, in equal numbers of each class.
+BALANCED_SHARE = 0.2
+
 # Of the rule "random", where a graph's notes give no "fractions"; the test nodes are the rest.
 DEFAULT_FRACTIONS = {"train": 0.6, "val": 0.2}
 
@@ -56,6 +59,9 @@ def split_nodes(graph: Data, seed: int) -> Split:
     * ``"columns"``: column ``seed % S`` of the masks ``[N, S]``.
     * ``"per-class"``: 20 training nodes of each class, then 30 validation nodes of each class,
       all other labelled nodes test; drawn exactly as CPF and GLNN draw them.
+    * ``"balanced"``: ``int(0.2 N / C)`` of the ``N`` labelled nodes from each of ``C`` classes for
+      training and as many for validation, all others test; a class that is too small gives what
+      it has, training first (the split of the framelet students' release).
     * ``"random"``: shares of the labelled nodes, stratified by class: 60/20/20, or
       ``graph.info.notes["fractions"]``. A class too small to stratify (the smallest part would
       get fewer than two of its nodes) is shuffled and dealt one by one to training, test,
@@ -134,6 +140,19 @@ def _draw_per_class(random: np.random.RandomState, labels: Indices, count: int) 
     )
 
 
+def _balanced(nodes: Any, info: GraphInfo, seed: int) -> dict[str, Indices]:
+    labels = _single_labels(nodes, info)
+    classes = np.unique(labels[labels >= 0])
+    count = int(BALANCED_SHARE * np.count_nonzero(labels >= 0) / len(classes))
+    random = np.random.RandomState(seed)
+    drawn = [random.permutation(np.flatnonzero(labels == label)) for label in classes]
+    return {
+        "train": np.sort(np.concatenate([own[:count] for own in drawn])),
+        "val": np.sort(np.concatenate([own[count : 2 * count] for own in drawn])),
+        "test": np.sort(np.concatenate([own[2 * count :] for own in drawn])),
+    }
+
+
 def _random(nodes: Any, info: GraphInfo, seed: int) -> dict[str, Indices]:
     labels = _single_labels(nodes, info)
     train_share, val_share = _fractions(info)
@@ -188,6 +207,7 @@ _RULES: dict[SplitRule, Callable[[Any, GraphInfo, int], dict[str, Indices]]] = {
     "fixed": _fixed,
     "columns": _columns,
     "per-class": _per_class,
+    "balanced": _balanced,
     "random": _random,
 }
 

@@ -86,7 +86,8 @@ class FrameletMLP(Method):
         epsilon: The teacher's perturbation of the aggregation, which its students share.
         fidelity: ``"project"``, or ``"released"`` for the transform as published.
         new_nodes: How nodes are answered that were not there: ``"rows"``, by their row in the
-            transform of the grown graph; ``"predictor"``, by bands guessed from their features;
+            transform of the grown graph, or where they come without edges, so that no known node is
+            in it, as under the next; ``"predictor"``, by bands guessed from their features;
             ``"features-only"``, with all gates closed to the graph.
         predictor_channels: Width of the predictor's hidden layer; 0 trains none.
         predictor_weight: Weight of the answers that guessed bands lead to, in the predictor's loss,
@@ -234,12 +235,11 @@ class BandInputs(ViewInputs):
 
     Args:
         unseen_bands: Bands ``[unseen, w]`` of unseen nodes with their edges; their rows of the
-            transform of the full graph, whatever :attr:`unseen` holds.
-        isolated_bands: The same of unseen nodes without edges.
+            transform of the full graph, whatever :attr:`unseen` holds. Without edges a node brings
+            no bands, under any policy.
     """
 
     unseen_bands: Tensor | None = None
-    isolated_bands: Tensor | None = None
 
     @classmethod
     def of(cls, inputs: ViewInputs, bands: ViewBands) -> Self:
@@ -247,20 +247,15 @@ class BandInputs(ViewInputs):
         return cls(
             replace(inputs.observed, bands=bands.observed),
             replace(inputs.unseen, bands=bands.unseen),
-            replace(inputs.isolated, bands=bands.isolated),
+            inputs.isolated,
             inputs.unknown_edges,
             bands.unseen,
-            bands.isolated,
         )
 
     def inputs_for(self, policy: Policy) -> BandInputs:
         """What new nodes bring under a policy: their rows, or no bands at all."""
-        with_rows = policy == "rows"
-        return replace(
-            self,
-            unseen=replace(self.unseen, bands=self.unseen_bands if with_rows else None),
-            isolated=replace(self.isolated, bands=self.isolated_bands if with_rows else None),
-        )
+        bands = self.unseen_bands if policy == "rows" else None
+        return replace(self, unseen=replace(self.unseen, bands=bands))
 
 
 def under_policy(student: FMLP, inputs: BandInputs, policy: Policy) -> tuple[FMLP, BandInputs]:

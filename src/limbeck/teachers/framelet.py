@@ -81,7 +81,10 @@ class FrameletConv(torch.nn.Module):
     def forward(self, h: Tensor, framelets: Framelets) -> Tensor:
         """Map ``[N, in_channels]``, dense or CSR, to ``[N, out_channels]``."""
         if self.maps_first:  # Θ and W commute, and the narrower products are the cheaper ones
-            parts = [framelets.filter(b, linear(h, w.t())) for b, w in enumerate(self.weights)]
+            mapped = linear(h, torch.cat(list(self.weights), dim=1).t())  # h is read once
+            width = len(self.bias)
+            blocks = torch.split(mapped, width, dim=1)
+            parts = [framelets.filter(b, block) for b, block in enumerate(blocks)]
         else:
             coefficients = framelets.decompose(_dense(h))
             parts = [c @ w for c, w in zip(coefficients, self.weights, strict=True)]
