@@ -81,7 +81,7 @@ class Graph:
         x = self.x[:batch].numpy()
         if not self.shape.sparse:
             return {"x": x}
-        rows, columns = np.nonzero(x)
+        rows, columns = map(np.ascontiguousarray, np.nonzero(x))
         return {"x": (np.searchsorted(rows, np.arange(batch + 1)), columns, x[rows, columns])}
 
     def neighbor_ids(self, batch: int) -> list[list[int]]:

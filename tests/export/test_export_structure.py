@@ -22,7 +22,9 @@ from limbeck.runtime import (
     load_bundle,
     measure_latency,
     open_bundle,
+    predictor,
 )
+from limbeck.runtime.native import HAS_KERNELS, NativeKernel
 from limbeck.runtime.structure import StructureStore
 from limbeck.students.inputs import NodeInputs, neighbor_rows
 from limbeck.teachers import knowledge_from
@@ -68,13 +70,23 @@ def bundle(run: Run, tmp_path: Path) -> BundledStudent:
     return load_bundle(run.save(tmp_path / "student"))
 
 
+@pytest.mark.parametrize("with_kernels", [True, False])
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("options", VARIANTS)
 def test_the_runtime_answers_as_torch_does(
-    tmp_path: Path, sparse: bool, options: dict[str, Any]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sparse: bool,
+    options: dict[str, Any],
+    with_kernels: bool,
 ) -> None:
+    if with_kernels and not HAS_KERNELS:
+        pytest.skip("built without a C compiler")
     run = trained(sparse=sparse, **options)
-    student = load_bundle(run.save(tmp_path / "student"))
+    path = run.save(tmp_path / "student")
+    monkeypatch.setattr(predictor, "HAS_KERNELS", with_kernels)
+    student = load_bundle(path)
+    assert isinstance(student.kernel, NativeKernel) == with_kernels
     unseen = run.inputs.unseen
     x, ids = features(unseen), neighbor_ids(run, unseen)
     close: dict[str, float] = {"rtol": 1e-5, "atol": 1e-5}
@@ -125,6 +137,8 @@ def test_nodes_without_neighbours_never_read_the_table(
     alone = bundle.predict_logits(x=x)
     assert bundle.structure is not None
     monkeypatch.setattr(bundle.structure, "_table", np.full_like(bundle.structure._table, np.nan))
+    for name in ("kernel", "_answer_new", "_answer_among"):  # made anew of this table
+        bundle.__dict__.pop(name, None)
     np.testing.assert_array_equal(bundle.predict_logits(x=x), alone)
     unknown = [[UNKNOWN]] * len(x)
     np.testing.assert_array_equal(bundle.predict_logits(x=x, neighbors=unknown), alone)
@@ -152,6 +166,38 @@ def test_a_batch_with_one_lone_node_is_answered_as_two_batches(
     ]
     np.testing.assert_allclose(np.vstack(one_by_one), without_predictor, rtol=1e-5, atol=1e-6)
     assert student.predict_logits(x=x[:0], neighbors=[]).shape == (0, 3)
+
+
+def test_a_request_in_the_callers_own_form_needs_no_general_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not HAS_KERNELS:
+        pytest.skip("built without a C compiler")
+    run = trained(sparse=True, stage2_train="all")
+    path = run.save(tmp_path / "student")
+    plain = load_bundle(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "HAS_KERNELS", False)
+        plain.kernel  # noqa: B018
+    student = load_bundle(path, max_neighbors=90)
+    unseen = run.inputs.unseen
+    ids = [[*own, own[0] if own else 0, UNKNOWN] for own in neighbor_ids(run, unseen)]
+    ids[0] = [*range(len(run.view.nodes), 0, -2)][:90]  # longer, and falling
+    x = features(unseen)
+    rows, columns = map(np.ascontiguousarray, np.nonzero(x))
+    entries = (np.searchsorted(rows, np.arange(len(x) + 1)), columns, x[rows, columns])
+    for given in (x, entries):
+        answer = student._answer_among(given, ids)
+        assert answer is not None
+        np.testing.assert_allclose(
+            answer, plain.predict_logits(x=x, neighbors=ids), rtol=1e-5, atol=1e-5
+        )
+        as_arrays = [np.array(own, dtype=np.int64) for own in ids]
+        np.testing.assert_array_equal(student._answer_among(given, as_arrays), answer)
+        for wrong in (ids[1:], [[True]] * len(x), [["a"]] * len(x), [ids[0] * 2] * len(x), "ab"):
+            assert student._answer_among(given, wrong) is None
+        for wrong in ((1, 2), [(1, 2)] * len(x), [[2**70]] * len(x), [[1.0]] * len(x)):
+            assert student._answer_among(given, wrong) is None
 
 
 def test_sums_in_blocks(bundle: BundledStudent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ import torch
 import limbeck
 from limbeck.errors import OptionError
 from limbeck.export import export_bundle
-from limbeck.export.onnx import known_logits, to_layers
+from limbeck.export.compiled import compile_student
+from limbeck.export.onnx import known_logits
 from limbeck.graphs.info import GraphInfo
-from limbeck.runtime.native import HAS_KERNELS, NativeKernel
+from limbeck.runtime.native import HAS_KERNELS, NativeKernel, answer_of_network
 from limbeck.runtime.rows import CsrRows
 from limbeck.students import MLP, NodeInputs
 from limbeck.students.rbm import RbM
@@ -77,21 +78,18 @@ def test_a_folded_mlp_answers_as_torch(tmp_path: Path, norm: str, scaling: Any) 
 
 def test_features_too_large_for_their_deviation_are_not_folded() -> None:
     far = (torch.full((WIDTH,), 1e7), torch.full((WIDTH,), 1.0))
-    assert to_layers(trained(), far) is None
+    compiled = compile_student(trained(), far)
+    assert compiled is not None
+    assert compiled.entry.scaled  # but standardised first
+    near = compile_student(trained(), SCALING)
+    assert near is not None
+    assert near.entry.is_mlp
 
 
-@pytest.mark.parametrize(
-    "student",
-    [
-        MLP(WIDTH, 8, CLASSES, 2, norm="layer"),
-        RbM(WIDTH, 8, CLASSES, 2, 3, 2),
-    ],
-)
-def test_other_students_have_no_layers(student: torch.nn.Module) -> None:
-    student.eval()
-    if isinstance(student, RbM):
-        student.convert(inputs())
-    assert to_layers(student) is None
+def test_experts_that_share_a_map_have_no_compiled_form() -> None:
+    student = RbM(WIDTH, 8, CLASSES, 2, 3, 2, expert_rank=2)
+    student.convert(inputs())
+    assert compile_student(student.eval()) is None
 
 
 def test_eight_bits(tmp_path: Path) -> None:
@@ -143,12 +141,12 @@ def test_eight_bits_are_for_mlps(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_request_are_the_kernels_whatever_their_form() -> None:
-    layers = to_layers(trained())
-    assert layers is not None
-    kernel = NativeKernel(layers, lambda: pytest.fail("asked")) if HAS_KERNELS else None
-    if kernel is None:
+    if not HAS_KERNELS:
         pytest.skip("built without a C compiler")
+    compiled = compile_student(trained())
+    assert compiled is not None
+    answer = answer_of_network(compiled.entry, compiled.arrays)
+    kernel = NativeKernel(answer, lambda: pytest.fail("asked"))
     x = inputs().x.numpy()[:5]
     rows = CsrRows(np.arange(0, 101, 20), np.tile(np.arange(20), 5), x.ravel(), WIDTH)
     np.testing.assert_allclose(kernel(rows), kernel(x), atol=1e-5)
-    assert kernel.routes(x) == ()

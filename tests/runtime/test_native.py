@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_bundle import BIAS, WEIGHT, X, manifest_fields, tiny_parts
 
 import limbeck
 from limbeck.errors import BundleError, RequestError
 from limbeck.runtime import native, predictor
 from limbeck.runtime.kernel import softmax
-from limbeck.runtime.native import NativeKernel, folded_arrays
+from limbeck.runtime.native import NativeKernel, layer_name
 
 kernels = pytest.importorskip("limbeck.runtime._kernels", reason="built without a C compiler")
 
@@ -55,7 +57,7 @@ WIDTHS = [(3, 2), (1433, 64, 7), (100, 256, 256, 47), (5, 16, 32, 48, 1), (17, 3
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 31, 32, 33, 70])
 def test_dense_and_sparse_rows_answer_as_numpy(widths: tuple[int, ...], count: int) -> None:
     layers = random_layers(*widths)
-    answer = kernels.Mlp(layers).answer
+    answer = kernels.Network(layers).answer
     x = sparse_rows(count, widths[0])
     expected = by_numpy(layers, x.toarray())
     for request in (
@@ -71,7 +73,7 @@ def test_dense_and_sparse_rows_answer_as_numpy(widths: tuple[int, ...], count: i
 
 
 def test_values_left_out_are_ones_and_columns_count_as_often_as_they_stand() -> None:
-    answer = kernels.Mlp(LAYERS).answer
+    answer = kernels.Network(LAYERS).answer
     # by hand: no entry; column 2, then 0; column 1 twice
     indptr, indices = np.array([0, 0, 2, 4]), np.array([2, 0, 1, 1])
     expected = [BIAS, BIAS + WEIGHT[2] + WEIGHT[0], BIAS + 2 * WEIGHT[1]]
@@ -114,30 +116,30 @@ def test_values_left_out_are_ones_and_columns_count_as_often_as_they_stand() -> 
     ],
 )
 def test_what_is_not_right_is_left_to_the_general_way(request_: Any) -> None:
-    assert kernels.Mlp(LAYERS).answer(request_) is None
+    assert kernels.Network(LAYERS).answer(request_) is None
 
 
 def test_numbers_that_overflow_in_a_hidden_layer_do_not_hide_behind_a_relu() -> None:
     one = np.ones((1, 1), dtype=np.float32)
     zero = np.zeros(1, dtype=np.float32)
     layers = ((3e38 * one, zero), (one * 3e38, zero), (0 * one, zero))
-    assert kernels.Mlp(layers).answer(one * 10) is None
+    assert kernels.Network(layers).answer(one * 10) is None
 
 
 def test_layers_that_do_not_fit_are_refused() -> None:
     weight, bias = np.zeros((3, 2), dtype=np.float32), np.zeros(2, dtype=np.float32)
     for wrong in ((), ((weight,),), ((weight.astype(np.float64), bias),), (weight, bias)):
         with pytest.raises(TypeError):
-            kernels.Mlp(wrong)
+            kernels.Network(wrong)
     for wrong in (((weight, bias[:1]),), ((weight, bias), (weight, bias))):
         with pytest.raises(ValueError, match="do not fit"):
-            kernels.Mlp(wrong)
+            kernels.Network(wrong)
 
 
 def test_random_requests_are_answered_right_or_not_at_all() -> None:
     rng = np.random.default_rng(0)
     layers = random_layers(9, 20, 4)
-    answer = kernels.Mlp(layers).answer
+    answer = kernels.Network(layers).answer
     answered = 0
     for _ in range(3000):
         count, entries = rng.integers(0, 5), rng.integers(0, 8)
@@ -166,7 +168,7 @@ def test_random_requests_are_answered_right_or_not_at_all() -> None:
 
 def test_threads_get_the_answers_of_their_own_requests() -> None:
     layers = random_layers(300, 128, 128, 5)
-    answer = kernels.Mlp(layers).answer
+    answer = kernels.Network(layers).answer
     rng = np.random.default_rng(1)
     requests = [rng.normal(size=(200, 300)).astype(np.float32) for _ in range(4)]
     expected = [answer(x) for x in requests]
@@ -222,10 +224,10 @@ def test_known_nodes(write_tiny: Callable[..., Path], ids: Any, unknown: list[An
 
 def folded_parts() -> dict[str, Any]:
     """The tiny bundle with its layer as arrays."""
-    entry, arrays = folded_arrays(LAYERS)
+    arrays = {layer_name("weight", 0): WEIGHT, layer_name("bias", 0): BIAS}
     parts = tiny_parts()
     return {
-        "manifest": manifest_fields(folded={"widths": list(entry.widths)}),
+        "manifest": manifest_fields(folded={"widths": [3, 2]}),
         "store": {**parts["store"], **arrays},
     }
 
@@ -310,3 +312,143 @@ def test_arrays_that_do_not_fit_the_manifest(
 def test_widths_that_do_not_fit_the_manifest(write_tiny: Callable[..., Path], widths: Any) -> None:
     with pytest.raises(limbeck.errors.OptionError, match=r"folded\.widths"):
         write_tiny(manifest=manifest_fields(folded={"widths": widths}))
+
+
+# --- experts, positions, neighbours -----------------------------------------------------------
+
+
+def expert_layer(rng: Any, reads: int, answers: int, *, gated: bool) -> native.Layer:
+    """Two of three experts, a shift, and a layer norm behind the ReLU or before it."""
+
+    def drawn(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    return native.Layer(
+        drawn(3, reads, answers),
+        drawn(3, answers),
+        relu=True,
+        top_k=2,
+        chooser=drawn(4 if gated else reads, 3),
+        project=drawn(reads, 4) if gated else None,
+        project_bias=drawn(4) if gated else None,
+        shift=drawn(answers) if gated else None,
+        norm=drawn(answers),
+        norm_bias=drawn(answers),
+        epsilon=1e-5,
+        norm_last=gated,
+    )
+
+
+def expert_by_numpy(layer: native.Layer, x: np.ndarray) -> np.ndarray:
+    """The same row by row."""
+    answers = []
+    for row in x:
+        compared = row if layer.project is None else row @ layer.project + layer.project_bias
+        score = compared @ layer.chooser / max(np.linalg.norm(compared), 1e-12)
+        chosen = np.argsort(-score, kind="stable")[: layer.top_k]
+        weights = np.exp(score - score[chosen[0]])
+        gates = weights[chosen] / (weights if layer.project is not None else weights[chosen]).sum()
+        y = sum(
+            g * (row @ layer.weight[e] + layer.bias[e]) for g, e in zip(gates, chosen, strict=True)
+        )
+        y = y if layer.shift is None else y + layer.shift
+        y = np.maximum(y, 0) if layer.norm_last else y
+        y = (y - y.mean()) / np.sqrt(y.var() + layer.epsilon) * layer.norm + layer.norm_bias
+        answers.append(y if layer.norm_last else np.maximum(y, 0))
+    return np.array(answers, dtype=np.float32).reshape(len(x), len(layer.norm))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("beside", [0, 3])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 5, 300])
+def test_experts_answer_as_numpy(gated: bool, beside: int, scaled: bool, count: int) -> None:
+    rng = np.random.default_rng(3)
+    layers = (
+        expert_layer(rng, 9 + beside, 70, gated=gated),
+        expert_layer(rng, 70, 5, gated=gated),
+    )
+    deviation = rng.uniform(1, 2, 9).astype(np.float32) if scaled else None
+    mean = np.zeros(9, dtype=np.float32) if scaled else None
+    answer = kernels.Network(layers, beside, mean, deviation).answer
+    x, position = sparse_rows(count, 9), rng.normal(size=(count, beside)).astype(np.float32)
+    read = x.toarray() if deviation is None else x.toarray() / deviation
+    expected = expert_by_numpy(layers[1], expert_by_numpy(layers[0], np.hstack([read, position])))
+    others = (position,) if beside else ()
+    for request in (x.toarray(), (x.indptr, x.indices, x.data)):
+        np.testing.assert_allclose(answer(request, *others), expected, rtol=2e-4, atol=2e-4)
+    # a column that comes twice would change the row's length
+    assert answer((np.array([0, 2]), np.array([1, 1])), *(p[:1] for p in others)) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_arrays_make_a_network_or_are_refused(data: Any) -> None:
+    """Sizes that do not fit are told, whatever they are: nothing is read beyond an array."""
+    small = st.integers(0, 4)
+
+    def array(dimensions: int) -> Any:
+        if data.draw(st.integers(0, 9)) == 0:
+            return data.draw(st.sampled_from([None, 3, "x", np.zeros(2), np.zeros((2, 2, 2, 2))]))
+        shape = data.draw(st.tuples(*[small] * dimensions))
+        return np.ones(shape, dtype=np.float32)
+
+    def part(dimensions: int) -> Any:
+        return array(dimensions) if data.draw(st.booleans()) else None
+
+    experts = data.draw(st.booleans())
+    layer = (
+        array(2 + experts),
+        array(1 + experts),
+        data.draw(st.booleans()),
+        data.draw(st.integers(-1, 5)) if experts else 0,
+        part(2),
+        part(2),
+        part(1),
+        part(1),
+        part(1),
+        part(1),
+        1e-5,
+        data.draw(st.booleans()),
+    )
+    try:
+        network = kernels.Network((layer,), data.draw(st.integers(-1, 3)), part(1), part(1))
+    except (TypeError, ValueError):
+        return
+    x = data.draw(st.sampled_from([np.ones((2, n), dtype=np.float32) for n in range(5)]))
+    answer = network.answer(x, *([array(2)] if data.draw(st.booleans()) else []))
+    assert answer is None or answer.shape == (2, np.shape(layer[1])[-1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_neighbors_are_answered_right_or_not_at_all(data: Any) -> None:
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    column = np.array(data.draw(st.lists(st.integers(-1, 5), min_size=5, max_size=5)))
+    observed = np.array(data.draw(st.lists(st.booleans(), min_size=5, max_size=5)))
+    one = np.ones((3, 3), dtype=np.float32)
+    encoder = (native.Layer(one, np.zeros(3, dtype=np.float32), True),)
+    decoder = (native.Layer(np.eye(3, dtype=np.float32), np.zeros(3, dtype=np.float32), False),)
+    # the gate is all the structure's: the answer is the sum of the rows
+    gate = np.zeros(6, dtype=np.float32)
+    head = (encoder, None, None, None, None, 0.0, gate, 100.0, decoder, decoder)
+    streams = kernels.Streams(
+        kernels.Known(np.zeros((5, 2), dtype=np.float32), None, None, None),
+        (table, None, column, observed, None),
+        (0.0, 0.0, 4, 3),
+        np.zeros(3, dtype=np.float32),
+        (head,),
+        None,
+        (False, None, None),
+    )
+    ids = data.draw(st.lists(st.lists(st.integers(-3, 8), max_size=6), max_size=4))
+    count = len(ids) if data.draw(st.booleans()) else data.draw(st.integers(0, 4))
+    logits = streams.answer(np.zeros((count, 3), dtype=np.float32), ids)
+    named = [{i for i in own if 0 <= i < 5 and observed[i]} for own in ids]
+    columns = [[column[i] for i in own if column[i] >= 0] for own in named]
+    right = count == len(ids) and all(len(own) <= 4 for own in ids)
+    if not right or any(place >= 4 for own in columns for place in own):
+        assert logits is None
+    else:
+        expected = [table[own].sum(0) if own else np.zeros(3) for own in columns]
+        np.testing.assert_array_equal(logits, np.array(expected).reshape(count, 3))

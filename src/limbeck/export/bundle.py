@@ -20,6 +20,7 @@ import limbeck
 from limbeck.errors import OptionError
 from limbeck.export.bands import export_bands
 from limbeck.export.card import make_card
+from limbeck.export.compiled import compile_student
 from limbeck.export.gnn import export_gnn
 from limbeck.export.int8 import (
     CALIBRATION_NODES,
@@ -40,7 +41,6 @@ from limbeck.export.onnx import (
     on_cpu,
     reads_linearly,
     routing_entries,
-    to_layers,
     to_onnx,
     to_sparse_onnx,
 )
@@ -55,18 +55,17 @@ from limbeck.runtime.bundle import (
     MANIFEST,
     MODEL,
     SPARSE_MODEL,
-    Manifest,
     RoutingEntry,
     check_target,
     format_of,
     parse_manifest,
     write_bundle,
 )
-from limbeck.runtime.kernel import Kernel, SparseModel
-from limbeck.runtime.native import HAS_KERNELS, NativeKernel, folded_arrays, layers_from
+from limbeck.runtime.kernel import SparseModel
 from limbeck.runtime.neighborhood import Neighborhood
 from limbeck.runtime.predictor import (
     BundledStudent,
+    fastest_kernel,
     make_ball_model,
     make_cold_kernel,
     make_kernel,
@@ -267,7 +266,7 @@ def _parts(
             table.logits,
             table.model,
             table.sparse,
-            fields={"structure": table.fields},
+            fields=table.fields,
             arrays=table.arrays,
         )
     if isinstance(student, GNNStudent):
@@ -279,15 +278,14 @@ def _parts(
             bands.logits, bands.model, cold=bands.cold, fields={"bands": asdict(bands.entry)}
         )
     probe = _probe(inputs)
-    layers = to_layers(student, scaling, probe=probe)
-    folded = None if layers is None else folded_arrays(layers)
+    compiled = compile_student(student, scaling, probe=probe)
     return _Parts(
         known_logits(student, inputs, scaling),
         to_onnx(student, scaling, probe=probe),
         to_sparse_onnx(student, scaling, probe=probe) if is_csr(inputs.x) else None,
         routing=routing_entries(student),
-        fields={} if folded is None else {"folded": {"widths": list(folded[0].widths)}},
-        arrays={} if folded is None else folded[1],
+        fields={} if compiled is None else {"folded": compiled.fields},
+        arrays={} if compiled is None else compiled.arrays,
     )
 
 
@@ -425,23 +423,22 @@ def _in_memory(
             lambda: make_ball_model(manifest, parts.model, where),
         )
         return BundledStudent(manifest, node_store, None, neighborhood=neighborhood)
+    structure = None
+    if manifest.structure is not None:
+        structure = StructureStore(store, manifest.structure, node_store.num_nodes)
     return BundledStudent(
         manifest,
         node_store,
-        lambda: _kernel_of(manifest, parts, where),
-        None
-        if manifest.structure is None
-        else StructureStore(store, manifest.structure, node_store.num_nodes),
+        lambda: fastest_kernel(
+            manifest,
+            lambda: store,
+            node_store,
+            structure,
+            partial(make_kernel, manifest, parts.model, where, parts.sparse),
+        ),
+        structure,
         make_cold_kernel=None if cold is None else lambda: make_cold_kernel(manifest, cold, where),
     )
-
-
-def _kernel_of(manifest: Manifest, parts: _Parts, where: str) -> Kernel:
-    """What computes answers, as in :func:`limbeck.runtime.load_bundle`."""
-    general = partial(make_kernel, manifest, parts.model, where, parts.sparse)
-    if manifest.folded is None or not HAS_KERNELS:
-        return general()
-    return NativeKernel(layers_from(parts.arrays, manifest.folded, where), general)
 
 
 def _versions() -> dict[str, str]:

@@ -130,13 +130,15 @@ class Block:
         map: The layer.
         shift: Added to its result, ``[out]``; ``None`` for nothing.
         norm: Layer norm behind it, or ``None``.
-        relu: Whether a ReLU comes last.
+        relu: Whether there is a ReLU behind them.
+        norm_last: Whether the norm comes behind the ReLU, not before it.
     """
 
     map: Map
     shift: Array | None = None
     norm: LayerNorm | None = None
     relu: bool = False
+    norm_last: bool = False
 
 
 def fold(student: torch.nn.Module) -> list[Block] | None:

@@ -360,12 +360,14 @@ def behind(g: Graph, value: str, block: Block) -> str:
     """What follows a layer: shift, norm and ReLU."""
     if block.shift is not None:
         value = g.op("Add", value, block.shift)
+    if block.relu and block.norm_last:
+        value = g.op("Relu", value)
     if block.norm is not None:
         norm = block.norm
         value = g.op(
             "LayerNormalization", value, norm.weight, norm.bias, axis=-1, epsilon=norm.epsilon
         )
-    return g.op("Relu", value) if block.relu else value
+    return g.op("Relu", value) if block.relu and not block.norm_last else value
 
 
 def _mixed_bias(g: Graph, bias: Array, routes: Routes) -> str:

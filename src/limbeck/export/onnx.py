@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import OptionError
-from limbeck.export.folded import Block, Linear, fold, mlp_layers
+from limbeck.export.folded import Block, Linear, fold
 from limbeck.export.forms import (
     DenseRows,
     Rows,
@@ -36,7 +36,6 @@ from limbeck.runtime.kernel import (
     route_names,
     softmax,
 )
-from limbeck.runtime.native import Layers
 from limbeck.runtime.rows import CsrRows
 from limbeck.students.experts import ExpertStudent
 from limbeck.students.inputs import InputSpec, NodeInputs, Surroundings
@@ -185,8 +184,8 @@ def to_onnx(
         model = export_module(raw_student, dict(zip(INPUTS, widths, strict=False)))
     else:
         model = _dense_model(blocks, scaling, widths)
-    rows = _random_rows(scaling, widths) if probe is None else probe
-    rows = _clearly_routed(raw_student, rows)
+    rows = random_rows(scaling, widths) if probe is None else probe
+    rows = clearly_routed(raw_student, rows)
     expected = _logits(raw_student, rows)
     kernel = OnnxKernel(model, widths[0], expected.shape[1], "the exported model", sum(widths[1:]))
     x, *position = (np.ascontiguousarray(part.numpy()) for part in rows)
@@ -228,7 +227,7 @@ def to_sparse_onnx(
         return None
     model = _sparse_model(blocks, scaling, widths)
     rows = _sparse_random_rows(scaling, widths) if probe is None else probe
-    rows = _clearly_routed(raw_student, rows)
+    rows = clearly_routed(raw_student, rows)
     expected = _logits(raw_student, rows)
     ends: dict[str, tuple[str, int | None]] = dict(ENTRIES)
     if len(rows) > 1:
@@ -237,45 +236,6 @@ def to_sparse_onnx(
     session = open_model(model, "the exported sparse model", ends, answers)
     check_parity(expected, session.run(["logits"], _entries(rows))[0])
     return SparseModel(model, values_per_entry(blocks[0].map), "the exported sparse model")
-
-
-def to_layers(
-    student: torch.nn.Module,
-    scaling: Scaling | None = None,
-    *,
-    probe: tuple[Tensor, ...] | None = None,
-) -> Layers | None:
-    """Export a student as the layers that the compiled kernels of the runtime read.
-
-    Args:
-        student: The student.
-        scaling: What ``x`` was standardised with in training; it is folded into the first layer.
-        probe: Raw dense inputs to compare the two on; normal random numbers by default.
-
-    Returns:
-        Weight ``[in, out]`` and bias ``[out]`` of each layer; ``None`` where there are none: for a
-        student that is no MLP on features alone, and where features are so large against their
-        deviation that the first layer cannot read them raw to :data:`PARITY`.
-
-    Raises:
-        OptionError: The student reads something else, or ``scaling`` does not fit.
-    """
-    widths = input_widths(student)
-    check_scaling(scaling, widths[0])
-    raw_student = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
-    blocks = fold(raw_student.student)
-    maps = None if blocks is None or len(widths) > 1 else mlp_layers(blocks, scaling)
-    if maps is None:
-        return None
-    rows = _random_rows(scaling, widths) if probe is None else probe
-    answers = rows[0].float().numpy()
-    for i, layer in enumerate(maps):
-        answers = (answers if i == 0 else np.maximum(answers, 0)) @ layer.weight + layer.bias
-    try:
-        check_parity(_logits(raw_student, rows), answers)
-    except ParityError:
-        return None
-    return tuple((layer.weight, layer.bias) for layer in maps)
 
 
 def reads_linearly(student: torch.nn.Module) -> bool:
@@ -421,7 +381,7 @@ def _ends(model: Any) -> list[Any]:
     return [*model.graph.input, *model.graph.output]
 
 
-def _random_rows(scaling: Scaling | None, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
+def random_rows(scaling: Scaling | None, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Inputs ``[PROBE_ROWS, .]`` of the size that the student is used to."""
     generator = torch.Generator().manual_seed(0)
     x, *others = (torch.randn(PROBE_ROWS, width, generator=generator) for width in widths)
@@ -432,7 +392,7 @@ def _random_rows(scaling: Scaling | None, widths: tuple[int, ...]) -> tuple[Tens
 
 def _sparse_random_rows(scaling: Scaling | None, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
     """The same with some ten features per node."""
-    x, *others = _random_rows(scaling, widths)
+    x, *others = random_rows(scaling, widths)
     generator = torch.Generator().manual_seed(1)
     kept = torch.rand(x.shape, generator=generator) < 10 / widths[0]
     return (x * kept, *others)
@@ -447,7 +407,7 @@ def _entries(rows: tuple[Tensor, ...]) -> dict[str, npt.NDArray[Any]]:
     return {"columns": columns, "values": values, **dict(zip(INPUTS[1:], others, strict=False))}
 
 
-def _clearly_routed(raw_student: RawStudent, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def clearly_routed(raw_student: RawStudent, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The rows but those that some layer of experts sends where it does by a hair.
 
     The order of two experts that are all but equal is a matter of rounding, in PyTorch of where

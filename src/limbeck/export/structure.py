@@ -24,6 +24,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from limbeck.errors import OptionError
+from limbeck.export.compiled import compile_structure
 from limbeck.export.folded import Array, Linear, as_array
 from limbeck.export.forms import DenseRows, Rows, SparseRows
 from limbeck.export.graph import Graph, Signature, float32, int64
@@ -53,6 +54,7 @@ class StructureExport:
         logits: Answers for the known nodes, float32 ``[N, C]``.
         model: The ONNX model of dense rows.
         sparse: That of sparse rows, or ``None``.
+        folded: The manifest's field ``folded``; its arrays are among the others.
     """
 
     entry: StructureEntry
@@ -60,11 +62,12 @@ class StructureExport:
     logits: Array
     model: bytes
     sparse: SparseModel | None
+    folded: Mapping[str, Any]
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The manifest's field ``structure``."""
-        return asdict(self.entry)
+        """The manifest's fields ``structure`` and ``folded``."""
+        return {"structure": asdict(self.entry), "folded": dict(self.folded)}
 
 
 def export_structure(
@@ -119,7 +122,9 @@ def export_structure(
         sparse = SparseModel(
             _sparse_model(student, scaling), values_per_entry, "the exported sparse model"
         )
-    exported = StructureExport(entry, arrays, logits, model, sparse)
+    compiled = compile_structure(student, scaling)
+    arrays |= compiled.arrays
+    exported = StructureExport(entry, arrays, logits, model, sparse, compiled.fields)
     _check(exported, student, inputs, rows, scaling)
     return exported
 

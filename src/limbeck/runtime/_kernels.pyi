@@ -5,11 +5,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-class Mlp:
+class Network:
     def __init__(
-        self, layers: tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], ...], /
+        self,
+        layers: tuple[tuple[Any, ...], ...],
+        beside: int = 0,
+        mean: npt.NDArray[np.float32] | None = None,
+        deviation: npt.NDArray[np.float32] | None = None,
+        /,
     ) -> None: ...
-    def answer(self, x: Any, /) -> npt.NDArray[np.float32] | None: ...
+    def answer(
+        self, x: Any, position: npt.NDArray[np.float32] = ..., /
+    ) -> npt.NDArray[np.float32] | None: ...
+
+class Streams:
+    def __init__(
+        self,
+        known: Known,
+        table: tuple[npt.NDArray[Any] | None, ...],
+        numbers: tuple[float, float, int, int],
+        bias: npt.NDArray[np.float32],
+        heads: tuple[tuple[Any, ...], ...],
+        predictor: tuple[tuple[Any, ...], ...] | None,
+        scaling: tuple[bool, npt.NDArray[np.float32] | None, npt.NDArray[np.float32] | None],
+        /,
+    ) -> None: ...
+    def answer(self, x: Any, *beside: Any) -> npt.NDArray[np.float32] | None: ...
 
 class Known:
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,9 @@ from limbeck.runtime.native import (
     HAS_KERNELS,
     Answers,
     NativeKernel,
-    read_layers,
+    answer_of_network,
+    answer_of_streams,
+    read_folded,
     say_that_kernels_are_missing,
     softmax,
     takes_nothing,
@@ -148,6 +150,13 @@ class BundledStudent:
         return self.kernel.answer
 
     @cached_property
+    def _answer_among(self) -> Answers:
+        """The same by their features and neighbours."""
+        if self.manifest.folded is None or not isinstance(self.kernel, NativeKernel):
+            return takes_nothing
+        return self.kernel.answer_among
+
+    @cached_property
     def cold_kernel(self) -> Kernel:
         """What computes logits of nodes without bands; made at first use.
 
@@ -232,13 +241,11 @@ class BundledStudent:
         bands: Any = None,
     ) -> npt.NDArray[np.float32]:
         """Logits before calibration, float32 ``[B, C]``; see :meth:`predict`."""
-        if (
-            neighbors is None
-            and position is None
-            and bands is None
-            and (nodes is None or x is None)
-        ):
-            quickly = self._answer_new(x) if nodes is None else self.store.lookup(nodes)
+        if position is None and bands is None and (nodes is None or x is None):
+            if neighbors is not None:
+                quickly = self._answer_among(x, neighbors) if nodes is None else None
+            else:
+                quickly = self._answer_new(x) if nodes is None else self.store.lookup(nodes)
             if quickly is not None:
                 return quickly
         known = self._known_rows(nodes, x, neighbors, position, bands)
@@ -539,11 +546,12 @@ def load_bundle(
             neighborhood=neighborhood,
             cascade=Cascade.open(bundle),
         )
+    structure = StructureStore.open(bundle)
     return BundledStudent(
         manifest,
         store,
-        lambda: _kernel(bundle),
-        StructureStore.open(bundle),
+        lambda: _kernel(bundle, store, structure, max_neighbors),
+        structure,
         max_neighbors,
         make_cold_kernel=None
         if manifest.bands is None
@@ -558,15 +566,62 @@ def _model_file(bundle: Bundle, name: str) -> tuple[ModelContent, Path]:
     return partial(_read, path), path
 
 
-def _kernel(bundle: Bundle) -> Kernel:
+def _kernel(
+    bundle: Bundle,
+    store: NodeStore,
+    structure: StructureStore | None,
+    max_neighbors: int | None,
+) -> Kernel:
     """What computes a bundle's answers: compiled code where it can, ONNX Runtime elsewhere."""
-    folded = bundle.manifest.folded
+    return fastest_kernel(
+        bundle.manifest,
+        bundle.arrays,
+        store,
+        structure,
+        lambda: _onnx_kernel(bundle),
+        max_neighbors=max_neighbors,
+        where=str(bundle.path / STORE),
+    )
+
+
+def fastest_kernel(
+    manifest: Manifest,
+    read_arrays: Callable[[], Mapping[str, npt.NDArray[Any]]],
+    store: NodeStore,
+    structure: StructureStore | None,
+    make_general: Callable[[], Kernel],
+    *,
+    max_neighbors: int | None = None,
+    where: str = STORE,
+) -> Kernel:
+    """The compiled kernel of a student where there is one, and the general one elsewhere.
+
+    Args:
+        manifest: What the bundle says of itself.
+        read_arrays: Reads the arrays of its store.
+        store: Its known nodes.
+        structure: What they tell their neighbours, for a student that reads neighbours.
+        make_general: Makes the kernel of its ONNX models.
+        max_neighbors: How many ids a new node may name; ``None`` for any number.
+        where: Name of the store, for messages.
+
+    Raises:
+        BundleError: An array of the store is missing or of another type or shape.
+    """
+    folded = manifest.folded
     if folded is None:
-        return _onnx_kernel(bundle)
+        return make_general()
     if not HAS_KERNELS:
         say_that_kernels_are_missing()
-        return _onnx_kernel(bundle)
-    return NativeKernel(read_layers(bundle, folded), lambda: _onnx_kernel(bundle))
+        return make_general()
+    arrays = read_folded(read_arrays(), manifest, where)
+    if structure is None:
+        answer = answer_of_network(folded, arrays, manifest.position_width)
+        return NativeKernel(answer, make_general)
+    among = answer_of_streams(folded, arrays, store, structure, max_neighbors)
+    if among is None:
+        return make_general()
+    return NativeKernel(among, make_general, takes_neighbors=True)
 
 
 def _onnx_kernel(bundle: Bundle) -> OnnxKernel:

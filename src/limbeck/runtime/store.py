@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,11 @@ import numpy.typing as npt
 from limbeck.errors import BundleError, OptionError, RequestError, nearest_name
 from limbeck.runtime.arrays import checked_array
 from limbeck.runtime.bundle import STORE, Bundle
-from limbeck.runtime.native import Answers, lookup_of
+from limbeck.runtime.native import Answers, index_of, takes_nothing
 from limbeck.runtime.rows import CsrRows, Rows
+
+if TYPE_CHECKING:
+    from limbeck.runtime._kernels import Known
 
 # Up to this many text ids an unknown one is compared with all of them; it takes some 10 us each.
 NEAREST_AMONG = 2000
@@ -214,21 +217,36 @@ class NodeStore:
         """Cached logits ``[B, C]`` of the nodes in ``rows``, a copy."""
         return self._logits[rows]
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes ``C``."""
+        return int(self._logits.shape[1])
+
     @cached_property
     def lookup(self) -> Answers:
-        """Cached logits ``[B, C]`` of a list of ids, quickly; ``None`` for what it does not take.
+        """Cached logits ``[B, C]`` of a list of ids, or for integers an array, quickly.
 
-        See :func:`limbeck.runtime.native.lookup_of`; what it leaves, :meth:`rows_of` and
-        :meth:`logits` answer or refuse in words.
+        It answers ``None`` for a request with a node that it does not find, and for any where the
+        kernels are not there: what it leaves, :meth:`rows_of` and :meth:`logits` answer or refuse
+        in words.
+
+        Raises:
+            BundleError: The stored ids are not text.
+        """
+        return takes_nothing if self.index is None else self.index.answer
+
+    @cached_property
+    def index(self) -> Known | None:
+        """The compiled index from ids to rows and answers; ``None`` where there is none.
 
         Raises:
             BundleError: The stored ids are not text.
         """
         if self._has_text_ids:
-            return lookup_of(self._logits, rows=self._row_of_text)
+            return index_of(self._logits, rows=self._row_of_text)
         if self._ids_are_rows:
-            return lookup_of(self._logits)
-        return lookup_of(self._logits, self._sorted_ids, self._order)
+            return index_of(self._logits)
+        return index_of(self._logits, self._sorted_ids, self._order)
 
     def features(self, rows: npt.NDArray[np.int64]) -> Rows:
         """Features of the nodes in ``rows``: dense ``[B, F]``, or CSR as they are stored.

@@ -97,6 +97,11 @@ class StructureStore:
             str(bundle.path / STORE),
         )
 
+    @property
+    def table(self) -> tuple[npt.NDArray[Any] | None, ...]:
+        """The table, its scale, each node's column, who was observed, and factors of hashes."""
+        return (self._table, self._scale, self._column, self._observed, self._factors)
+
     # ------------------------------------------------------------ edges
 
     def edges_of_request(

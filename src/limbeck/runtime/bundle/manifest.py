@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from limbeck.errors import BundleError
@@ -24,6 +25,17 @@ SPARSE_MODEL = "sparse.onnx"
 COLD_MODEL = "cold.onnx"
 CARD = "README.md"
 STORE = "store"
+STUDENT_CHAIN = "student"
+HEAD_CHAINS = ("encoder", "from_structure", "from_features")
+"""Chains of layers of a student that reads neighbours: its features' encoder, its decoders."""
+
+LONE_CHAINS = ("lone_encoder", "lone_from_structure", "lone_from_features")
+"""The same of the head that nodes without neighbours have, if it has one."""
+
+PREDICTOR_CHAIN = "predictor"
+MOST_EXPERTS = 64
+"""Experts of a layer, for the compiled kernels."""
+
 EDGE_WEIGHTS = ("symmetric", "mean", "neighbor-mean", "attention")
 
 
@@ -57,14 +69,81 @@ class SparseEntry:
 
 
 @dataclass(frozen=True)
-class FoldedEntry:
-    """The layers of a student that is an MLP, as arrays of the store.
+class LayerEntry:
+    """One layer of a student as the compiled kernels read it, whose arrays the store has.
 
     Args:
-        widths: Number of features, of each hidden layer's values, and of classes.
+        reads: Values of a row that it reads.
+        answers: Values that it answers.
+        relu: Whether a ReLU is behind it.
+        experts: How many experts it has; 0 for a linear map.
+        top_k: How many of them a row uses.
+        gate: Width of the comparison that a trained gate chooses by; 0 where memories do.
+        shift: Whether something is added behind the experts.
+        norm: ``"none"``, or where a layer norm is: ``"before relu"``, ``"behind relu"``.
+        epsilon: What that adds to the variance.
     """
 
-    widths: tuple[int, ...]
+    reads: int
+    answers: int
+    relu: bool
+    experts: int = 0
+    top_k: int = 0
+    gate: int = 0
+    shift: bool = False
+    norm: str = "none"
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
+class HeadEntry:
+    """What a student that reads neighbours makes of the structure's part, before its ReLU.
+
+    Args:
+        norm: ``"none"``, ``"affine"`` (a factor and a summand per value) or ``"layer"``.
+        epsilon: What layer norm adds to the variance.
+    """
+
+    norm: str
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class FoldedEntry:
+    """A student as the compiled kernels read it; its arrays are in the store.
+
+    Args:
+        chains: Its layers: the chain ``"student"``, or those that :data:`HEAD_CHAINS` and
+            :data:`LONE_CHAINS` name and ``"predictor"``.
+        heads: Of a student that reads neighbours: its head, and perhaps one of its own for nodes
+            without any.
+        scaled: Whether features are standardised before, by ``folded_mean`` and
+            ``folded_deviation``.
+        unit_sum: Whether a row is then divided by the sum of its absolute values.
+    """
+
+    chains: Mapping[str, tuple[LayerEntry, ...]]
+    heads: tuple[HeadEntry, ...] = ()
+    scaled: bool = False
+    unit_sum: bool = False
+
+    @classmethod
+    def mlp(cls, widths: tuple[int, ...]) -> FoldedEntry:
+        """That of an MLP, by the widths of its layers' ends."""
+        ends = list(pairwise(widths))
+        layers = (LayerEntry(a, b, i + 1 < len(ends)) for i, (a, b) in enumerate(ends))
+        return cls({STUDENT_CHAIN: tuple(layers)})
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Values between the layers of the only chain, features and classes at the ends."""
+        layers = self.chains[STUDENT_CHAIN]
+        return (layers[0].reads, *(layer.answers for layer in layers))
+
+    @property
+    def is_mlp(self) -> bool:
+        """Whether it is linear maps with a ReLU between them, so that its widths say all."""
+        return set(self.chains) == {STUDENT_CHAIN} and self == self.mlp(self.widths)
 
 
 @dataclass(frozen=True)
@@ -235,7 +314,8 @@ class Manifest:
         cascade: When the student defers; ``None`` where no goal was given.
         statistics: What its nodes are like; ``None`` where that was not kept.
         task: ``"classes"``: each node is of one of the classes; ``"labels"``: it has any of them.
-        folded: The layers of a student that is an MLP; ``None`` where the store has none.
+        folded: The student as the compiled kernels read it; ``None`` where the store has no such
+            arrays.
         quantization: What computing in eight bits changes; ``None`` where it is not done.
     """
 

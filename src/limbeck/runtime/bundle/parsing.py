@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,19 +16,26 @@ from limbeck.runtime.bundle.manifest import (
     COLD_MODEL,
     EDGE_WEIGHTS,
     GRAPH,
+    HEAD_CHAINS,
     INPUTS,
     LABELS_FORMAT,
+    LONE_CHAINS,
     MANIFEST,
     MODEL,
+    MOST_EXPERTS,
     NEIGHBORS,
+    PREDICTOR_CHAIN,
     SPARSE_MODEL,
+    STUDENT_CHAIN,
     TASKS,
     BandsEntry,
     CascadeEntry,
     FileEntry,
     FoldedEntry,
     GraphEntry,
+    HeadEntry,
     InputEntry,
+    LayerEntry,
     Manifest,
     NeighborhoodEntry,
     QuantizationEntry,
@@ -295,8 +303,38 @@ def _parse_folded(top: _Fields, inputs: tuple[InputEntry, ...]) -> FoldedEntry |
     if top.document.get("folded") is None:  # of another student, or older than the kernels
         return None
     fields = _Fields(top.get("folded", dict), top.where, "folded.")
+    classes = len(top.strings("classes"))
+    if "chains" not in fields.document:
+        return FoldedEntry.mlp(_parse_widths(fields, inputs, classes))
+    heads = _parse_heads(fields)
+    if bool(heads) != (inputs[-1].name == NEIGHBORS) or inputs[-1].name in (BANDS, GRAPH):
+        raise fields.wrong("heads", "a list with a head where the student reads neighbors only")
+    chains = _Fields(fields.get("chains", dict), top.where, "folded.chains.")
+    names = {STUDENT_CHAIN}
+    if heads:
+        names = {*HEAD_CHAINS, *(LONE_CHAINS if len(heads) > 1 else ())}
+        names |= {PREDICTOR_CHAIN} & set(chains.document)
+    if set(chains.document) != names:
+        raise fields.wrong("chains", f"an object with {', '.join(sorted(names))}")
+    width = top.get("structure", dict).get("width") if heads else None
+    features = inputs[0].width + (0 if heads else sum(entry.width for entry in inputs[1:]))
+    ends: dict[str, tuple[Any, Any]] = dict.fromkeys(names, (width, classes))
+    ends |= dict.fromkeys(
+        names & {HEAD_CHAINS[0], LONE_CHAINS[0], PREDICTOR_CHAIN}, (features, width)
+    )
+    if not heads:
+        ends[STUDENT_CHAIN] = (features, classes)
+    return FoldedEntry(
+        {name: _parse_chain(chains, name, *ends[name]) for name in sorted(names)},
+        heads,
+        fields.get("scaled", bool),
+        fields.get("unit_sum", bool),
+    )
+
+
+def _parse_widths(fields: _Fields, inputs: tuple[InputEntry, ...], classes: int) -> tuple[int, ...]:
     widths = fields.get("widths", list)
-    ends = (inputs[0].width, len(top.strings("classes")))
+    ends = (inputs[0].width, classes)
     if (
         len(widths) < 2
         or any(type(width) is not int or width < 1 for width in widths)
@@ -304,7 +342,50 @@ def _parse_folded(top: _Fields, inputs: tuple[InputEntry, ...]) -> FoldedEntry |
         or len(inputs) > 1
     ):
         raise fields.wrong("widths", f"a list of widths from {ends[0]} to {ends[1]}")
-    return FoldedEntry(tuple(widths))
+    return tuple(widths)
+
+
+def _parse_heads(fields: _Fields) -> tuple[HeadEntry, ...]:
+    heads = tuple(
+        HeadEntry(
+            entry.choice("norm", "none", "affine", "layer"), entry.number("epsilon", 0.0, 1.0)
+        )
+        for entry in fields.entries("heads")
+    )
+    if len(heads) > 2:
+        raise fields.wrong("heads", "a list of two heads at most")
+    return heads
+
+
+def _parse_chain(chains: _Fields, name: str, reads: int, answers: int) -> tuple[LayerEntry, ...]:
+    layers = tuple(_parse_layer(entry) for entry in chains.entries(name))
+    fits = (
+        bool(layers)
+        and (layers[0].reads, layers[-1].answers) == (reads, answers)
+        and all(a.answers == b.reads for a, b in pairwise(layers))
+    )
+    if not fits:
+        raise chains.wrong(name, f"a list of layers that leads from {reads} values to {answers}")
+    return layers
+
+
+def _parse_layer(entry: _Fields) -> LayerEntry:
+    layer = LayerEntry(
+        entry.count("reads", 1),
+        entry.count("answers", 1),
+        entry.get("relu", bool),
+        entry.count("experts"),
+        entry.count("top_k"),
+        entry.count("gate"),
+        entry.get("shift", bool),
+        entry.choice("norm", "none", "before relu", "behind relu"),
+        entry.number("epsilon", 0.0, 1.0),
+    )
+    if layer.experts > MOST_EXPERTS:
+        raise entry.wrong("experts", f"at most {MOST_EXPERTS}")
+    if layer.top_k > layer.experts or (layer.top_k == 0) != (layer.experts == 0):
+        raise entry.wrong("top_k", "between 1 and the number of experts, or 0 without experts")
+    return layer
 
 
 def _parse_quantization(top: _Fields) -> QuantizationEntry | None:
