@@ -5,6 +5,8 @@ of the loss of one student layer, after one that compiles and warms up.
 
     python benchmarks/structure_loss.py
     python benchmarks/structure_loss.py --widths 128 --repeats 1
+
+The first of these writes benchmarks/results/structure_loss.md, too.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from statistics import median
 
 import psutil
@@ -27,6 +30,7 @@ from limbeck.methods.local_structure import (
     local_log_probs,
 )
 
+RESULT = Path(__file__).parent / "results" / "structure_loss.md"
 SIGMA = 100.0
 
 
@@ -108,9 +112,21 @@ def main() -> None:
         found = measure(arguments.form, *shape, arguments.widths[0], arguments.repeats)
         print(json.dumps(found))
         return
-    print(f"{shape[0]:,} nodes, {shape[1]:,} edges and self-loops, one forward and backward pass")
-    print("| width d | form | seconds | extra memory (MB) | loss | gradient norm |")
-    print("|---|---|---|---|---|---|")
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    say("# The structure loss and the form that writes E × d matrices down")
+    say("")
+    say(
+        f"{shape[0]:,} nodes, {shape[1]:,} edges and self-loops, one forward and backward pass, "
+        f"{torch.get_num_threads()} threads:"
+    )
+    say("")
+    say("| width d | form | seconds | extra memory (MB) | loss | gradient norm |")
+    say("|---|---|---|---|---|---|")
     for width in arguments.widths:
         for form in FORMS:
             command = [sys.executable, __file__, "--form", form, "--widths", str(width)]
@@ -118,14 +134,15 @@ def main() -> None:
             command += ["--repeats", str(arguments.repeats)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                print(f"| {width} | {form} | out of memory | | | |", flush=True)
+                say(f"| {width} | {form} | out of memory | | | |")
                 continue
             found = json.loads(done.stdout)
-            print(
+            say(
                 f"| {width} | {form} | {found['seconds']:.2f} | {found['extra_mb']:.0f} | "
-                f"{found['loss']:.6f} | {found['gradient']:.3e} |",
-                flush=True,
+                f"{found['loss']:.6f} | {found['gradient']:.3e} |"
             )
+    if len(sys.argv) == 1:
+        RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -172,3 +172,57 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
     with pytest.raises(OutputError, match="exists and holds no table of Limbeck"):
         run_bench(Bench(**QUICK), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_named_candidates_are_chosen_on_validation_nodes(tmp_path, monkeypatch):
+    scored = []
+    real = bench_module.best_candidate
+    monkeypatch.setattr(
+        bench_module,
+        "best_candidate",
+        lambda m, changes, cases: (
+            scored.append((changes, [case.seed for case in cases])),
+            real(m, changes, cases),
+        )[1],
+    )
+    changes = [{"lr": 1e-9}, {"lr": 0.05}]
+    plan = {
+        **QUICK,
+        "settings": ("transductive",),
+        "methods": ("best", "mlp"),
+        "variants": {
+            "best": {"method": "mlp", "options": {"max_epochs": 8}, "candidates": changes}
+        },
+        "tuning_seeds": 2,
+    }
+    rows = run_bench(Bench(**plan), tmp_path).to_pylist()
+    chosen = {json.loads(row["options"])["lr"] for row in rows if row["method"] == "best"}
+    assert chosen == {0.05}
+    assert scored == [(tuple(changes), [1000, 1001])]  # once, and not for the other method
+    run_bench(Bench(**plan), tmp_path)
+    assert len(scored) == 1
+    wrong = Bench(**{**plan, "variants": {"best": {"method": "mlp", "candidates": [{"lr": -1}]}}})
+    with pytest.raises(OptionError, match="option 'lr'"):
+        wrong.check_names()
+
+
+def test_graphs_may_have_seeds_of_their_own():
+    plan = Bench(graphs=("digits", "cora"), seeds=3, graph_seeds={"cora": 1})
+    found = [(group.seed, group.graph) for group in groups(plan)]
+    assert found == [(0, "digits"), (0, "cora"), (1, "digits"), (2, "digits")]
+
+
+def test_the_first_seeds_are_probed_and_layers_may_be_halved(tmp_path):
+    plan = {
+        **QUICK,
+        "settings": ("transductive",),
+        "methods": ("abkd",),
+        "method_options": {"abkd": {"max_epochs": 2, "hidden_channels": 4, "max_nodes": 64}},
+    }
+    plain = run_bench(Bench(**plan), tmp_path / "plain").to_pylist()
+    assert {row["table_parameters"] for row in plain} == {0}
+    half = Bench(**plan, half_layers=True, probe=True, probe_seeds=1)
+    rows = run_bench(half, tmp_path / "half").to_pylist()
+    ratios = {r["seed"]: r["probe_ratio"] for r in rows if r["method"] == "abkd"}
+    assert ratios[0] is not None
+    assert ratios[1] is None

@@ -108,3 +108,20 @@ def test_tuning_hears_all_teachers(tmp_path):
 def test_wrong_names(changes, sentence):
     with pytest.raises(OptionError, match=sentence):
         Bench(**{**QUICK, **changes}).check_names()
+
+
+def test_identical_teachers_do_what_one_of_them_does_and_attention_is_described(tmp_path):
+    ways = {
+        name: {"method": "mskd", "options": {"num_layers": 2, "attention": attention}}
+        for name, attention in (("node", "node"), ("single", "single:1"), ("equal", "equal"))
+    }
+    plan = {**QUICK, "methods": tuple(ways), "variants": ways, "diagnostics": True}
+    same = {**plan, "committees": {"depths": ("gcn3", "gcn3", "gcn3")}}
+    rows = {row["method"]: row for row in run_bench(Bench(**same), tmp_path / "same").to_pylist()}
+    assert rows["node"]["test_accuracy"] == pytest.approx(rows["single"]["test_accuracy"], abs=0.01)
+    assert rows["node"]["attention"] is None  # all nodes attend alike
+    rows = {row["method"]: row for row in run_bench(Bench(**plan), tmp_path / "two").to_pylist()}
+    report = json.loads(rows["node"]["attention"])
+    assert [teacher["depth"] for teacher in report["teachers"]] == [2, 3]
+    assert rows["equal"]["attention"] is None
+    assert rows["teacher"]["attention"] is None

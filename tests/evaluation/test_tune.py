@@ -71,10 +71,13 @@ def test_a_table_tunes_once_per_graph_and_cut(tmp_path, monkeypatch) -> None:
     import limbeck.evaluation.bench as bench_module
 
     calls = []
-    real = bench_module.tune
-    monkeypatch.setattr(
-        bench_module, "tune", lambda *a: (calls.append((a[2].name, a[0].seed)), real(*a))[1]
-    )
+    real = bench_module.best_candidate
+
+    def counted(method, changes, cases):
+        calls.append((method.name, *(case.view.seed for case in cases)))
+        return real(method, changes, cases)
+
+    monkeypatch.setattr(bench_module, "best_candidate", counted)
     options = {**QUICK, "seeds": 2, "methods": ("glnn",), "trials": 2}
     table = run_bench(Bench(**options), tmp_path)
     assert calls == [("glnn", 1000)]

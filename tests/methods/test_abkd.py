@@ -20,6 +20,7 @@ from limbeck.methods.g_crd import ContrastiveLoss, contrasts
 from limbeck.methods.layers import nodes_in_scope
 from limbeck.methods.pair_losses import (
     PAIR_PRESETS,
+    FrozenLayers,
     LayerMaps,
     PairLoss,
     PairOptions,
@@ -162,7 +163,7 @@ def test_standardised_distance_is_a_correlation():
     with seeded(0):
         maps = LayerMaps([5, 3], 6).double(), LayerMaps([4, 2, 4], 6).double()
     subspace = drawn(6, 6, dtype=torch.float64)
-    found = correlation_distances(teacher, student, *maps, subspace)
+    found = correlation_distances(FrozenLayers(teacher), student, *maps, subspace)
     u, z = maps[0](teacher, subspace), maps[1](student, subspace)
     for i, j in itertools.product(range(2), range(3)):
         both = [torch.corrcoef(torch.stack([u[i, :, k], z[j, :, k]]))[0, 1] for k in range(6)]
@@ -171,14 +172,14 @@ def test_standardised_distance_is_a_correlation():
     rows = [(h - h.mean(1, keepdim=True)) / h.std(1, keepdim=True, correction=0) for h in (u, z)]
     torch.testing.assert_close(found, squared_distances(*[h / 6**0.5 for h in rows]))
     assert ((found >= 0) & (found <= 4)).all()
-    same = correlation_distances(teacher[:1], [-3 * teacher[0] + 1], maps[0], maps[0])
+    same = correlation_distances(FrozenLayers(teacher[:1]), [-3 * teacher[0] + 1], maps[0], maps[0])
     torch.testing.assert_close(same, torch.full((1, 1), 4.0, dtype=torch.float64))
 
 
 def test_columns_that_do_not_vary_have_no_gradient():
     flat = torch.zeros(9, 2, requires_grad=True)
     maps = LayerMaps([2], 3), LayerMaps([2], 3)
-    correlation_distances([drawn(9, 2)], [flat], *maps).sum().backward()
+    correlation_distances(FrozenLayers([drawn(9, 2)]), [flat], *maps).sum().backward()
     assert torch.isfinite(flat.grad).all()
     assert all(torch.isfinite(p.grad).all() for p in maps[0].parameters() if p.grad is not None)
 

@@ -31,6 +31,7 @@ def distill(
     unseen: float = 0.2,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
     teacher_set: Annotated[tuple[str, ...], Parameter(name="--teacher-set", negative="")] = (),
+    half_layers: bool = False,
     latency: bool = True,
     defer_accuracy: float | None = None,
     defer_coverage: float | None = None,
@@ -55,6 +56,7 @@ def distill(
         unseen: Share of test nodes that training never sees.
         set_: Hyper-parameter of the method, NAME=VALUE; may be repeated.
         teacher_set: Hyper-parameter of all teachers, NAME=VALUE; may be repeated.
+        half_layers: Keep the teachers' hidden layers as float16 in the cache.
         latency: Measure the student's latency for the bundle.
         defer_accuracy: Keep a threshold below which the student defers, so that it has this
             accuracy on the validation nodes that it keeps; and the teacher's answers for others.
@@ -82,7 +84,9 @@ def distill(
     elif teacher_file is not None:
         known = limbeck.Teacher.from_file(teacher_file)
     else:
-        known = _fit_teachers(view, teacher or "sage", seed, teacher_set, progress=progress)
+        known = _fit_teachers(
+            view, teacher or "sage", seed, teacher_set, half_layers=half_layers, progress=progress
+        )
     run = limbeck.distill(view, known, chosen, seed, progress=progress, resume=True)
     if progress:
         say("writing the bundle" + (" and measuring its latency" if latency else ""))
@@ -96,7 +100,13 @@ def distill(
 
 
 def _fit_teachers(
-    view: View, teachers: str, seed: int, settings: tuple[str, ...], *, progress: bool
+    view: View,
+    teachers: str,
+    seed: int,
+    settings: tuple[str, ...],
+    *,
+    half_layers: bool,
+    progress: bool,
 ) -> list[FittedTeacher]:
     """Train each of the teachers that ``gcn:num_layers=2,gat`` names, called as given."""
     import limbeck
@@ -105,7 +115,9 @@ def _fit_teachers(
     for given in split_names(teachers):
         name, *own = given.split(":")
         options = {**parse_settings(settings), **parse_settings(tuple(own))}
-        teacher = limbeck.fit_teacher(view, name, seed, progress=progress, **options)
+        teacher = limbeck.fit_teacher(
+            view, name, seed, half_layers=half_layers, progress=progress, **options
+        )
         fitted.append(replace(teacher, name=given))
     return fitted
 

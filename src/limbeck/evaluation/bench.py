@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from filelock import FileLock
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
 import limbeck
 from limbeck.errors import OptionError, OutputError, unknown_name
@@ -34,7 +34,8 @@ from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
 from limbeck.evaluation.probe import probe
 from limbeck.evaluation.protocol import Run, distill
 from limbeck.evaluation.routing import routes, routing_diagnostics
-from limbeck.evaluation.tune import tune
+from limbeck.evaluation.teachers_by_degree import teachers_by_degree
+from limbeck.evaluation.tune import Case, best_candidate, candidates
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.view import SETTINGS, View, make_view
 from limbeck.methods import Method, make_method
@@ -81,6 +82,8 @@ SCHEMA = pa.schema(
         ("routing", pa.string()),
         ("probe_ratio", pa.float64()),
         ("framelets", pa.string()),
+        ("table_parameters", pa.int64()),
+        ("attention", pa.string()),
     ]
 )
 
@@ -91,10 +94,13 @@ class Variant(Options):
     Args:
         method: Name of the method.
         options: Options that differ from its presets.
+        candidates: Changes of these options, of which those are kept that do best on validation
+            nodes, per graph and cut, as with ``trials``; empty takes the options as they are.
     """
 
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
+    candidates: tuple[dict[str, Any], ...] = ()
 
 
 class TeacherVariant(Options):
@@ -107,6 +113,17 @@ class TeacherVariant(Options):
 
     teacher: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+def _count_or_list(seeds: Any) -> Any:
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise ValueError("at least one seed is needed")
+        return tuple(range(seeds))
+    return seeds
+
+
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_count_or_list)]
 
 
 class Bench(Options):
@@ -122,6 +139,7 @@ class Bench(Options):
         settings: Names of settings.
         teachers: Names of teachers, of ``teacher_variants`` or of ``committees``.
         seeds: Number of seeds, counted from 0, or the seeds themselves.
+        graph_seeds: The same for single graphs, in place of ``seeds``.
         method_options: Options per method that differ from its presets; they hold for its
             variants, too.
         variants: Methods under other names with options of their own, to compare a method with
@@ -141,14 +159,21 @@ class Bench(Options):
             1 takes the options as they are.
         tuning_seed: Seed of the split, the teacher and the students that candidates are compared
             on; best one that the table does not hold.
+        tuning_seeds: Number of such seeds, counted from ``tuning_seed``; candidates are compared by
+            their mean.
         diagnostics: Describe where students of experts send nodes, as JSON in the column
-            ``routing``, see :func:`~limbeck.evaluation.routing.routing_diagnostics`; and what
-            framelet students make of their bands, in the column ``framelets``, see
-            :func:`~limbeck.evaluation.framelets.framelet_diagnostics`.
+            ``routing``, see :func:`~limbeck.evaluation.routing.routing_diagnostics`; what framelet
+            students make of their bands, in the column ``framelets``, see
+            :func:`~limbeck.evaluation.framelets.framelet_diagnostics`; and which of several
+            teachers nodes attend to, where nodes differ in that, in the column ``attention``, see
+            :func:`~limbeck.evaluation.teachers_by_degree.teachers_by_degree`.
         probe: Run the frozen-student probe of each method that compares layers, on an untrained
             student, once per cell, see :func:`~limbeck.evaluation.probe.probe`; the column
             ``probe_ratio`` holds what it leaves of the loss, and tables mark methods that it finds
             degenerate.
+        probe_seeds: How many of a graph's seeds are probed, the first ones; ``None`` for all.
+        half_layers: Keep the teachers' hidden layers as float16 in the cache, see
+            :class:`~limbeck.teachers.cache.TeacherCache`.
         latency: Measure the exported student's latency, once per graph and method.
         data_root: Folder of the named data sets; ``LIMBECK_DATA`` by default.
     """
@@ -157,7 +182,8 @@ class Bench(Options):
     methods: tuple[str, ...] = Field(default=("mlp", "glnn"), min_length=1)
     settings: tuple[str, ...] = Field(default=("transductive",), min_length=1)
     teachers: tuple[str, ...] = Field(default=("sage",), min_length=1)
-    seeds: tuple[int, ...] = Field(default=tuple(range(10)), min_length=1)
+    seeds: Seeds = tuple(range(10))
+    graph_seeds: dict[str, Seeds] = Field(default_factory=dict)
     method_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     variants: dict[str, Variant] = Field(default_factory=dict)
     learn_from: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
@@ -171,19 +197,13 @@ class Bench(Options):
     unseen: float = Field(default=0.2, gt=0, lt=1)
     trials: int = Field(default=1, ge=1)
     tuning_seed: int = Field(default=1000, ge=0)
+    tuning_seeds: int = Field(default=1, ge=1)
     diagnostics: bool = False
     probe: bool = False
+    probe_seeds: int | None = Field(default=None, ge=1)
+    half_layers: bool = False
     latency: bool = True
     data_root: str | None = None
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _count_or_list(cls, seeds: Any) -> Any:
-        if isinstance(seeds, int) and not isinstance(seeds, bool):
-            if seeds < 1:
-                raise ValueError("at least one seed is needed")
-            return tuple(range(seeds))
-        return seeds
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **changes: Any) -> Bench:
@@ -247,9 +267,19 @@ class Bench(Options):
                 raise OptionError(f"{name!r} is the name of a teacher: choose another name for it.")
         for graph in self.graphs:
             for name in self.methods:
-                self.method(name, graph)
+                plain = self.method(name, graph)
+                for changes in self.candidates(name):
+                    plain.replace(**changes)
             for member in members:
                 teacher_options(member.teacher, graph, **member.options)
+
+    def seeds_of(self, graph: str) -> tuple[int, ...]:
+        """The seeds of a graph."""
+        return self.graph_seeds.get(graph, self.seeds)
+
+    def candidates(self, name: str) -> tuple[dict[str, Any], ...]:
+        """The candidates that a variant names; empty for those that do not."""
+        return self.variants[name].candidates if name in self.variants else ()
 
     def _base(self, name: str) -> str:
         """The method that a name or variant is of, without the preset behind a colon."""
@@ -314,9 +344,11 @@ def groups(bench: Bench) -> Iterator[Group]:
     """All groups of a table, seed by seed, so that an early stop leaves whole seeds."""
     whole = tuple(s for s in bench.settings if s == "transductive")
     cut = tuple(s for s in bench.settings if s != "transductive")
-    for seed in bench.seeds:
+    every = sorted({seed for graph in bench.graphs for seed in bench.seeds_of(graph)})
+    listed = dict.fromkeys([*bench.seeds, *every])  # in the order given
+    for seed in listed:
         for graph in bench.graphs:
-            for teacher in bench.teachers:
+            for teacher in bench.teachers if seed in bench.seeds_of(graph) else ():
                 for settings in (whole, cut):
                     if settings:
                         yield Group(graph, settings, seed, teacher)
@@ -417,7 +449,9 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
         latency = _latency(bench, folder, group, run) if bench.latency else {}
         described = bench.diagnostics and routes(run.student)
         framelets = _framelets(run) if bench.diagnostics else None
-        ratio = _probe_ratio(run) if bench.probe else None
+        ratio = _probe_ratio(run) if _is_probed(bench, group) else None
+        teachers_path = _cell_path(bench, folder, group, TEACHER)
+        teachers_wanted = not teachers_path.is_file()
         rows = []
         teacher_rows = []
         for setting in group.settings:
@@ -426,18 +460,22 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
                 {
                     **_row(group, setting, name, there.scores["student"]),
                     "parameters": sum(p.numel() for p in run.student.parameters()),
+                    "table_parameters": _in_tables(run.student),
                     "train_seconds": run.history.seconds,
                     "epochs": len(run.history.val_score),
                     "peak_mb": peak,
                     "options": json.dumps(method.model_dump(mode="json"), sort_keys=True),
                     "routing": json.dumps(routing_diagnostics(there)) if described else None,
+                    "attention": _attention(there) if bench.diagnostics else None,
                     "probe_ratio": ratio,
                     "framelets": framelets,
                     **latency,
                 }
             )
-            teacher_rows += _teacher_rows(group, setting, there, teacher_peak)
-        _write_cell(_cell_path(bench, folder, group, TEACHER), teacher_rows)
+            if teachers_wanted:
+                teacher_rows += _teacher_rows(group, setting, there, teacher_peak)
+        if teachers_wanted:
+            _write_cell(teachers_path, teacher_rows)
         _write_cell(_cell_path(bench, folder, group, name), rows)
 
 
@@ -446,6 +484,26 @@ def _framelets(run: Run) -> str | None:
     if not isinstance(run.student, FMLP):
         return None
     return json.dumps(framelet_diagnostics(run), allow_nan=False)
+
+
+def _is_probed(bench: Bench, group: Group) -> bool:
+    return bench.probe and group.seed in bench.seeds_of(group.graph)[: bench.probe_seeds]
+
+
+def _in_tables(network: torch.nn.Module | None) -> int:
+    """Parameters of a network in tables with a row per node, which grow with the graph."""
+    parts = () if network is None else network.modules()
+    return sum(int(getattr(part, "num_table_parameters", 0)) for part in parts)
+
+
+def _attention(run: Run) -> str | None:
+    """Whom nodes attend to, as JSON; ``None`` where all of them attend alike."""
+    attention = run.record.get("attention")
+    if attention is None or not run.committee or bool((attention == attention[:1]).all()):
+        return None
+    if run.view.info.task == "labels" or len(run.view.test_observed) == 0:
+        return None
+    return json.dumps(teachers_by_degree(run, seed=run.seed))
 
 
 def _probe_ratio(run: Run) -> float | None:
@@ -460,7 +518,13 @@ def _fit_teachers(bench: Bench, group: Group, view: View, seed: int) -> list[Fit
     """The group's teacher, or its committee, each trained or taken from the cache."""
     return [
         replace(
-            fit_teacher(view, member.teacher, seed, cache=TeacherCache(), **member.options),
+            fit_teacher(
+                view,
+                member.teacher,
+                seed,
+                cache=TeacherCache(half_layers=bench.half_layers),
+                **member.options,
+            ),
             name=member.name,
         )
         for member in bench.members(group.teacher)
@@ -478,6 +542,7 @@ def _teacher_rows(group: Group, setting: str, run: Run, peak: float) -> list[dic
         {
             **_row(group, setting, name, scores),
             "parameters": teacher.num_parameters,
+            "table_parameters": _in_tables(teacher.module),
             "train_seconds": teacher.train_seconds,
             "peak_mb": peak,
             "options": json.dumps(teacher.options, sort_keys=True),
@@ -489,7 +554,8 @@ def _teacher_rows(group: Group, setting: str, run: Run, peak: float) -> list[dic
 def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
     """The method with the options that tuning keeps for the group's graph and cut."""
     method = bench.method(name, group.graph, group.settings[0])
-    if bench.trials == 1:
+    named = bench.candidates(name)
+    if bench.trials == 1 and not named:
         return method
     cut = "whole" if group.settings[0] == "transductive" else "cut"
     digest = _digest(
@@ -503,23 +569,28 @@ def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
             bench.trials,
             bench.tuning_seed,
             bench.unseen,
+            *_tuning_beyond(bench, name),
         ]
     )
     file = folder / "tuned" / f"{method.name}.{digest}.json"
     file.parent.mkdir(exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
         if not file.is_file():
-            seed = bench.tuning_seed
-            view = make_view(
-                load_graph(group.graph, data_root=bench.data_root),
-                group.settings[0],
-                seed,
-                unseen=bench.unseen,
-            )
-            teachers = _fit_teachers(bench, group, view, seed)
-            kept = tune(view, teachers, method, bench.trials, seed)
+            cases = []
+            graph = load_graph(group.graph, data_root=bench.data_root)
+            for seed in range(bench.tuning_seed, bench.tuning_seed + bench.tuning_seeds):
+                view = make_view(graph, group.settings[0], seed, unseen=bench.unseen)
+                cases.append(Case(view, tuple(_fit_teachers(bench, group, view, seed)), seed))
+            drawn = named or candidates(method, bench.trials, bench.tuning_seed)
+            kept = best_candidate(method, drawn, cases)
             _write_text(file, json.dumps(kept.model_dump(mode="json"), sort_keys=True))
     return type(method)(**json.loads(file.read_text()))
+
+
+def _tuning_beyond(bench: Bench, name: str) -> list[Any]:
+    """What a digest says of tuning beyond ``trials`` on one seed."""
+    named, seeds = bench.candidates(name), bench.tuning_seeds
+    return [*([named] if named else []), *([{"seeds": seeds}] if seeds > 1 else [])]
 
 
 def _row(group: Group, setting: str, method: str, scores: dict[str, Any]) -> dict[str, Any]:
@@ -569,13 +640,16 @@ def _cell_path(bench: Bench, folder: Path, group: Group, name: str) -> Path:
     method = {}
     if name != TEACHER:
         method = bench.method(name, group.graph, group.settings[0]).model_dump()
-        if bench.trials > 1:
-            method["tuning"] = [bench.trials, bench.tuning_seed]
+        if bench.trials > 1 or bench.candidates(name):
+            tuning = [bench.trials, bench.tuning_seed, *_tuning_beyond(bench, name)]
+            method["tuning"] = tuning
         if bench.diagnostics:
             method["diagnostics"] = True
-        if bench.probe:
+        if _is_probed(bench, group):
             method["probe"] = True
     teachers = _teachers_of(bench, group, complete=True)
+    if bench.half_layers:
+        teachers = {"half layers": teachers}
     digest = _digest(
         [group.graph, group.settings, group.seed, name, method, teachers, bench.unseen]
     )

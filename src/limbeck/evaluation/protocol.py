@@ -30,13 +30,14 @@ from limbeck.evaluation.statistics import node_statistics
 from limbeck.export.bundle import export_bundle
 from limbeck.export.int8 import Quantization
 from limbeck.graphs.cache import cache_folder
+from limbeck.graphs.hetero import edges_for
 from limbeck.graphs.profile import num_neighbors
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View
 from limbeck.methods import Method, make_method
 from limbeck.runtime.cascade import TEACHER_LOGITS
 from limbeck.runtime.predictor import BundledStudent
-from limbeck.students.gnn import full_batch
+from limbeck.students.gnn import GNNStudent, full_batch
 from limbeck.students.inputs import NodeInputs, Surroundings, ViewInputs, stack_rows
 from limbeck.teachers.knowledge import Answers, FittedTeacher
 from limbeck.teachers.own import Teacher, TeacherSource, knowledge_from
@@ -280,7 +281,8 @@ class Run:
             theirs = known.bands.new_zeros(len(new), width) if new.bands is None else new.bands
             bands = torch.cat([known.bands, theirs])[order]
         if known.graph is not None:
-            graph = Surroundings(x, self.view.graph.edge_index, torch.arange(len(order)))
+            network = cast(GNNStudent, self.student).gnn
+            graph = Surroundings(x, edges_for(network, self.view.graph), torch.arange(len(order)))
         return NodeInputs(x, position, neighbors, bands, graph)
 
     def _part(self, nodes: Tensor, condition: Condition) -> Part:

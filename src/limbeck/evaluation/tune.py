@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from limbeck.evaluation.protocol import knowledge_for
@@ -56,13 +57,53 @@ def tune(
     """
     if teacher is None or isinstance(teacher, FittedTeacher):
         teacher = () if teacher is None else (teacher,)
-    knowledge = knowledge_for(view, method, teacher)
+    if trials == 1:
+        return method
+    return best_candidate(
+        method, candidates(method, trials, seed), [Case(view, tuple(teacher), seed)]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What a candidate is trained on.
+
+    Args:
+        view: What may be seen.
+        teachers: The teachers of the view.
+        seed: Seed of the student.
+    """
+
+    view: View
+    teachers: tuple[FittedTeacher, ...]
+    seed: int
+
+
+def best_candidate(
+    method: Method, changes: Sequence[dict[str, Any]], cases: Sequence[Case]
+) -> Method:
+    """Train a method with each of some changes and keep those that do best on validation nodes.
+
+    Test nodes are not looked at; of equal candidates the earlier one is kept.
+
+    Args:
+        method: The method that they change.
+        changes: What each candidate changes, at least one.
+        cases: What each is trained on, at least one; candidates are compared by their mean score.
+
+    Returns:
+        The best candidate.
+    """
     best, best_score = method, float("-inf")
-    for changes in candidates(method, trials, seed) if trials > 1 else []:
-        candidate = method.replace(**changes)
-        with seeded(seed):
-            score = candidate.distill(view, knowledge).history.best_score
-        logger.info("%s %s: validation accuracy %.4f", method.name, changes or "as given", score)
+    for change in changes:
+        candidate = method.replace(**change)
+        scores = []
+        for case in cases:
+            knowledge = knowledge_for(case.view, candidate, case.teachers)
+            with seeded(case.seed):
+                scores.append(candidate.distill(case.view, knowledge).history.best_score)
+        score = sum(scores) / len(scores)
+        logger.info("%s %s: validation score %.4f", method.name, change or "as given", score)
         if score > best_score:
             best, best_score = candidate, score
     return best

@@ -44,6 +44,7 @@ from limbeck.export.onnx import (
     to_onnx,
     to_sparse_onnx,
 )
+from limbeck.export.rgcn import export_rgcn, is_typed
 from limbeck.export.structure import TableDtype, export_structure
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import is_csr
@@ -130,7 +131,8 @@ def export_bundle(
             written, such as :func:`limbeck.runtime.measure_latency`; ``None`` leaves it out.
         observed: Which known nodes training observed, bool ``[N]``; all by default. A new node
             takes its position from such neighbours; a student that is a GNN answers such nodes on
-            the graph of observed ones, and all others on the whole graph.
+            the graph of observed ones, and all others on the whole graph. One that is an R-GCN
+            answers known nodes so, and new ones from their features alone.
         columns: For a student that reads neighbours: the known node that each column of
             ``inputs.neighbors`` stands for, int64 ``[observed]``.
         table_dtype: How the rows of its table are stored: ``"float32"``, or ``"int8"`` with one
@@ -269,7 +271,7 @@ def _parts(
             fields=table.fields,
             arrays=table.arrays,
         )
-    if isinstance(student, GNNStudent):
+    if isinstance(student, GNNStudent) and not is_typed(student):
         gnn = export_gnn(student, inputs, rows, observed, scaling)
         return _Parts(gnn.logits, gnn.model, fields={"neighborhood": gnn.fields}, arrays=gnn.arrays)
     if _reads_bands(student):
@@ -277,10 +279,13 @@ def _parts(
         return _Parts(
             bands.logits, bands.model, cold=bands.cold, fields={"bands": asdict(bands.entry)}
         )
+    logits = None
+    if isinstance(student, GNNStudent):
+        logits, student = export_rgcn(student, inputs, observed, scaling)
     probe = _probe(inputs)
     compiled = compile_student(student, scaling, probe=probe)
     return _Parts(
-        known_logits(student, inputs, scaling),
+        known_logits(student, inputs, scaling) if logits is None else logits,
         to_onnx(student, scaling, probe=probe),
         to_sparse_onnx(student, scaling, probe=probe) if is_csr(inputs.x) else None,
         routing=routing_entries(student),
@@ -342,6 +347,8 @@ def _input_specs(student: torch.nn.Module, num_nodes: int) -> tuple[InputSpec, .
         OptionError: A bundle has no place for it.
     """
     specs = cast(tuple[InputSpec, ...], student.inputs)
+    if is_typed(student):
+        return specs[:1]  # new nodes are answered without edges
     if isinstance(student, GNNStudent):
         # of training's graph it had the observed nodes; of the bundle's all nodes can be named
         return (specs[0], replace(specs[1], width=num_nodes))

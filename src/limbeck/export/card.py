@@ -45,6 +45,8 @@ def _summary(manifest: Mapping[str, Any]) -> str:
         beside = "the ids of its neighbours"
     elif manifest.get("bands") is not None:
         beside = "what the bands of a graph transform say of it where that is known"
+    elif manifest["hyper_parameters"].get("student") == "rgcn":
+        beside = "no edges (known nodes were answered with those of the graph of all types)"
     count = len(manifest["classes"])
     told = f"tells {count} classes apart"
     if manifest.get("task") == "labels":

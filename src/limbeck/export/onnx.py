@@ -135,8 +135,9 @@ def on_cpu(inputs: NodeInputs) -> NodeInputs:
 
     x, graph = inputs.x.detach().cpu(), inputs.graph
     if graph is not None:
-        parts = (graph.x, graph.edge_index, graph.nodes)
-        graph = Surroundings(*(part.detach().cpu() for part in parts))
+        edges = graph.edge_index  # a HeteroData, where there are types of nodes
+        edges = edges.detach().cpu() if isinstance(edges, Tensor) else copy.copy(edges).cpu()
+        graph = Surroundings(graph.x.detach().cpu(), edges, graph.nodes.detach().cpu())
     return NodeInputs(
         x, moved(inputs.position), moved(inputs.neighbors), moved(inputs.bands), graph
     )

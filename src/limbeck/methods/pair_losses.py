@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -72,6 +74,9 @@ MAP_EPS = 1e-8
 FEW_NODES = 256
 """Batches of fewer nodes have means too noisy for attention; running means stand in for them."""
 
+TYPES_KEPT = 4
+"""Teacher's layers whose means and covariances are kept: those of a few types of nodes."""
+
 MOMENTUM = 0.9
 """Share of the old running mean that a batch leaves."""
 
@@ -105,6 +110,8 @@ class PairOptions(Options):
         tied_maps: One map per width instead of one per layer.
         contrast_temperature: What cosines are divided by in the contrast.
         max_samples: Most nodes that are contrasted in a step, the same for all pairs.
+        max_nodes: Most nodes that are compared in a step at all, drawn anew each time; ``None`` for
+            all. A step's cost grows with them times the number of the teacher's layers.
     """
 
     preset: Preset = "stride"
@@ -125,6 +132,7 @@ class PairOptions(Options):
     tied_maps: bool = False
     contrast_temperature: float = Field(default=0.075, gt=0)
     max_samples: PositiveInt = 512
+    max_nodes: PositiveInt | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -197,6 +205,33 @@ def row_entropy(weights: Tensor) -> Tensor:
 # --- distances --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class FrozenLayers:
+    """A teacher's layers for some nodes, with what of them is the same in every step.
+
+    Args:
+        layers: Each ``[n, width]``, without gradient.
+    """
+
+    layers: Layers
+
+    @cached_property
+    def means(self) -> list[Tensor]:
+        """Mean over the nodes of each layer, ``[width]``."""
+        return pool(self.layers)
+
+    @cached_property
+    def covariances(self) -> list[Tensor]:
+        """Covariance of each layer's columns over the nodes, ``[width, width]``."""
+        return [_covariance(h - mean) for h, mean in zip(self.layers, self.means, strict=True)]
+
+    def are(self, layers: Layers) -> bool:
+        """Whether these are the very same tensors."""
+        return len(layers) == len(self.layers) and all(
+            ours is theirs for ours, theirs in zip(self.layers, layers, strict=True)
+        )
+
+
 def squared_distances(teacher: Tensor, student: Tensor) -> Tensor:
     r"""Mean over nodes of :math:`\lVert \mathbf{U}_i[v] - \mathbf{Z}_j[v] \rVert^2`, pair by pair.
 
@@ -217,7 +252,7 @@ def squared_distances(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def correlation_distances(
-    teacher: Layers,
+    teacher: FrozenLayers,
     student: Layers,
     teacher_maps: LayerMaps,
     student_maps: LayerMaps,
@@ -231,7 +266,7 @@ def correlation_distances(
     \mathbf{W}^{S\top}_j`, so that no layer is projected node by node. A bias changes nothing.
 
     Args:
-        teacher: Each ``[n, width]``, without gradient.
+        teacher: The teacher's layers.
         student: Each ``[n, width]``.
         teacher_maps: The teacher's maps into the common space.
         student_maps: The student's.
@@ -240,31 +275,38 @@ def correlation_distances(
     Returns:
         ``[T, S]``, not negative.
     """
-    num = len(student[0])
     ours = [layer - layer.mean(0) for layer in student]
-    theirs = [layer - layer.mean(0) for layer in teacher]
     mine = [student_maps.weight(j, behind) for j in range(len(ours))]
-    spread = [_deviations(weight, layer) for weight, layer in zip(mine, ours, strict=True)]
-    beside, widths = torch.cat(ours, dim=1), [layer.shape[1] for layer in ours]
+    spread = [_deviations(w, _covariance(h)) for w, h in zip(mine, ours, strict=True)]
+    our_deviations = torch.stack([deviation for deviation, _ in spread], dim=1)  # [d, S]
+    our_lengths = torch.stack([length for _, length in spread])  # [S]
+    # all student layers side by side, and which columns are whose
+    beside, maps = torch.cat(ours, dim=1), torch.cat(mine, dim=1)  # [n, W], [d, W]
+    widths = torch.tensor([h.shape[1] for h in ours], device=beside.device)
+    owners = torch.repeat_interleave(torch.arange(len(ours), device=beside.device), widths)
+    owner = F.one_hot(owners, len(ours)).to(beside)  # [W, S]
     rows = []
-    for i, layer in enumerate(theirs):
+    for i, (layer, covariance) in enumerate(zip(teacher.layers, teacher.covariances, strict=True)):
         weight = teacher_maps.weight(i, behind)
-        deviation, length = _deviations(weight, layer)
-        projected = torch.split(weight @ (layer.t() @ beside / num), widths, dim=1)  # [d, width]
-        row = []
-        for j, covariance in enumerate(projected):
-            correlation = (covariance * mine[j]).sum(1) / (deviation * spread[j][0])
-            row.append(length + spread[j][1] - 2 * correlation.mean())
-        rows.append(torch.stack(row))
+        deviation, length = _deviations(weight, covariance)
+        # the student's columns are centred, so the teacher's need not be
+        shared = (weight @ (layer.t() @ beside / len(layer))) * maps  # [d, W]
+        correlation = (shared @ owner) / (deviation[:, None] * our_deviations)
+        rows.append(length + our_lengths - 2 * correlation.mean(0))
     return torch.stack(rows).clamp_min(0)
 
 
-def _deviations(weight: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
+def _covariance(centred: Tensor) -> Tensor:
+    """Covariance ``[width, width]`` of columns ``[n, width]`` of mean 0."""
+    return centred.t() @ centred / len(centred)
+
+
+def _deviations(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Standard deviations ``[d]`` of projected columns, and the mean square once divided by them.
 
     The second is 1 unless a column hardly varies.
     """
-    variance = ((weight @ (centred.t() @ centred / len(centred))) * weight).sum(1)
+    variance = ((weight @ covariance) * weight).sum(1)
     # a root of the clamped variance: a column that does not vary has no gradient, not NaN
     smallest = variance.clamp_min(DEVIATION_EPS**2)
     return smallest.sqrt(), (variance / smallest).mean()
@@ -392,6 +434,7 @@ class PairLoss(Auxiliary):
             self.teacher_heads = torch.nn.ModuleList(Head(w, width) for w in teacher)
             self.student_heads = torch.nn.ModuleList(Head(w, width) for w in student)
         self.means: list[Tensor] | None = None
+        self.frozen: list[FrozenLayers] = []
         running = [torch.zeros(w) for w in student]
         self.register_buffer("running", torch.cat(running))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
@@ -404,17 +447,22 @@ class PairLoss(Auxiliary):
     def forward(
         self, student: Layers, teacher: Layers, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The loss over all pairs; what is drawn is the sample of nodes that are contrasted."""
+        """The loss over all pairs; what is drawn are the samples of nodes."""
         options = self.options
         student, teacher = self._compared(student), self._compared(teacher)
-        teacher_means = pool(teacher) if self.means is None else self.means
+        most = options.max_nodes
+        chosen = None if most is None else draw_nodes(len(student[0]), most, generator)
+        if chosen is not None:
+            student, teacher = ([h[chosen] for h in side] for side in (student, teacher))
+        frozen = self._frozen(teacher)
+        teacher_means = frozen.means if self.means is None else self.means
         student_means = self._student_means(student)
         weights = self._weights(teacher_means, student_means)
         distances = torch.zeros_like(weights)
         if options.embedding_weight > 0:
             pooled = options.granularity == "pooled"
             embedding = self._embedding(
-                [mean[None] for mean in teacher_means] if pooled else teacher,
+                FrozenLayers([mean[None] for mean in teacher_means]) if pooled else frozen,
                 [mean[None] for mean in student_means] if pooled else student,
             )
             distances = distances + options.embedding_weight * embedding
@@ -462,7 +510,15 @@ class PairLoss(Auxiliary):
         assert self.key is not None
         return attention_map(self.query(teacher_means), self.key(student_means), self.options.axis)
 
-    def _embedding(self, teacher: Layers, student: Layers) -> Tensor:
+    def _frozen(self, teacher: Layers) -> FrozenLayers:
+        """These layers with what is known of them from earlier steps, if they were seen lately."""
+        found = next((each for each in self.frozen if each.are(teacher)), None)
+        if found is None:
+            found = FrozenLayers(teacher)
+            self.frozen = [found, *self.frozen[: TYPES_KEPT - 1]]
+        return found
+
+    def _embedding(self, teacher: FrozenLayers, student: Layers) -> Tensor:
         assert self.teacher_maps is not None
         assert self.student_maps is not None
         maps = (self.teacher_maps, self.student_maps)
@@ -472,7 +528,7 @@ class PairLoss(Auxiliary):
         else:
             theirs, ours = (
                 each(layers, self.subspace)
-                for each, layers in zip(maps, (teacher, student), strict=True)
+                for each, layers in zip(maps, (teacher.layers, student), strict=True)
             )
             if norm == "l2":
                 theirs, ours = (F.normalize(h, dim=2, eps=NORM_EPS) for h in (theirs, ours))

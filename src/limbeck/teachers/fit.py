@@ -40,6 +40,7 @@ def fit_teacher(
     seed: int = 0,
     *,
     cache: TeacherCache | None = None,
+    half_layers: bool = False,
     progress: bool = False,
     **changes: Any,
 ) -> FittedTeacher:
@@ -55,6 +56,8 @@ def fit_teacher(
         name: One of ``limbeck teachers``.
         seed: Seed of the weights, dropout and neighbour draws.
         cache: Where trained teachers are kept; the user's cache folder by default.
+        half_layers: Keep its hidden layers as float16 in the user's cache folder, for deep teachers
+            of large graphs; see :class:`~limbeck.teachers.cache.TeacherCache`.
         progress: Show a progress bar on stderr.
         **changes: Hyper-parameters that differ from the preset of this graph.
 
@@ -62,7 +65,7 @@ def fit_teacher(
         OptionError: Unknown teacher or option, or a value out of range.
     """
     options = teacher_options(name, view.info.dataset, **changes)
-    cache = cache or TeacherCache()
+    cache = cache or TeacherCache(half_layers=half_layers)
     key = key_of(view.fingerprint, view.evaluation_fingerprint, name, options.model_dump(), seed)
     with seeded(seed):
         module = options.build(view)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.nn import GCNConv
 
 from limbeck.graphs.adjacency import symmetric_adjacency
+from limbeck.graphs.sparse import product
 from limbeck.graphs.view import View
 from limbeck.students.mlp import Exposed, Norm, input_dropout, make_norm
 from limbeck.teachers.base import (
@@ -21,6 +22,14 @@ from limbeck.teachers.base import (
     exposed_state,
     reset,
 )
+
+
+class SparseGCNConv(GCNConv):  # type: ignore[misc]
+    """PyG's, with a gradient that does not transpose the adjacency in every step."""
+
+    def message_and_aggregate(self, adj_t: Tensor, x: Tensor) -> Tensor:
+        """The sums of all nodes' messages."""
+        return product(adj_t, x)
 
 
 class GCN(GNN):
@@ -65,7 +74,7 @@ class GCN(GNN):
         self.input_dropout = input_dropout
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.convs = torch.nn.ModuleList(
-            GCNConv(a, b, normalize=False) for a, b in itertools.pairwise(widths)
+            SparseGCNConv(a, b, normalize=False) for a, b in itertools.pairwise(widths)
         )
         self.norms = torch.nn.ModuleList(make_norm(norm, width) for width in widths[1:-1])
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.nn import GCN2Conv
 
 from limbeck.graphs.adjacency import symmetric_adjacency
+from limbeck.graphs.sparse import product
 from limbeck.graphs.view import View
 from limbeck.students.mlp import Exposed, input_dropout
 from limbeck.teachers.base import (
@@ -22,6 +23,14 @@ from limbeck.teachers.base import (
     exposed_state,
     reset,
 )
+
+
+class SparseGCN2Conv(GCN2Conv):  # type: ignore[misc]
+    """PyG's, with a gradient that does not transpose the adjacency in every step."""
+
+    def message_and_aggregate(self, adj_t: Tensor, x: Tensor) -> Tensor:
+        """The sums of all nodes' messages."""
+        return product(adj_t, x)
 
 
 class GCNII(GNN):
@@ -69,7 +78,7 @@ class GCNII(GNN):
         self.exposed: Exposed = exposed
         self.first = torch.nn.Linear(in_channels, hidden_channels)
         self.convs = torch.nn.ModuleList(
-            GCN2Conv(hidden_channels, alpha, theta, layer=i + 1, normalize=False)
+            SparseGCN2Conv(hidden_channels, alpha, theta, layer=i + 1, normalize=False)
             for i in range(num_layers)
         )
         self.last = torch.nn.Linear(hidden_channels, out_channels)

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.graphs.adjacency import symmetric_adjacency
+from limbeck.graphs.sparse import product
 from limbeck.graphs.view import View
 from limbeck.students.mlp import input_dropout
 from limbeck.teachers.base import GNN, PositiveInt, Probability, TeacherOptions
@@ -75,7 +76,7 @@ class GPRGNN(GNN):
         h = F.dropout(h, self.propagation_dropout, self.training)
         logits = self.hop_weights[0] * h
         for weight in self.hop_weights[1:]:
-            h = torch.sparse.mm(adj, h)
+            h = product(adj, h)
             logits = logits + weight * h
         outputs["logits"] = logits
         return outputs

@@ -204,10 +204,7 @@ class RGCN(GNN):
         """The mean over each relation, and features for the types that have none."""
         graph = edge_index
         if isinstance(edge_index, Tensor):
-            graph = HeteroData()
-            graph.target = NODE
-            graph[NODE].num_nodes = num_nodes
-            graph[EDGE].edge_index = edge_index
+            graph = self.as_typed(edge_index, num_nodes)
         if set(graph.edge_types) != set(self.relations) or graph.target != self.target:
             raise OptionError(
                 f"an R-GCN for {_listed(self.relations)} was given a graph with "
@@ -222,6 +219,15 @@ class RGCN(GNN):
         if missing:
             features |= mean_features(graph, missing)
         return Typed(features, {relation: _means(graph, relation) for relation in self.relations})
+
+    @staticmethod
+    def as_typed(edge_index: Tensor, num_nodes: int) -> HeteroData:
+        """An ordinary graph as one of types: a single one, and a single relation."""
+        graph = HeteroData()
+        graph.target = NODE
+        graph[NODE].num_nodes = num_nodes
+        graph[EDGE].edge_index = edge_index
+        return graph
 
     def prepare(self, edge_index: Any, num_nodes: int) -> Any:
         """Normalise once; the result stands for ``edge_index`` in :meth:`forward`."""

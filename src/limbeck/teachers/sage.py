@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.utils import degree
 
 from limbeck.graphs.adjacency import mean_adjacency, plain_adjacency
+from limbeck.graphs.sparse import product
 from limbeck.graphs.view import View
 from limbeck.students.mlp import Exposed, Norm, input_dropout, make_norm
 from limbeck.teachers.base import (
@@ -126,12 +127,10 @@ class SAGE(GNN):
         """
         lin = self.lins[layer]
         assert isinstance(lin, torch.nn.Linear)
-        mean: Tensor
         if len(self.roots) == 0:
             # the weights of the mean sum to one, so the bias may come first, too
-            mean = torch.sparse.mm(adj, lin(h))
-            return mean
-        mean = torch.sparse.mm(adj, F.linear(h, lin.weight))
+            return product(adj, lin(h))
+        mean = product(adj, F.linear(h, lin.weight))
         own: Tensor = self.roots[layer](h)
         return mean + own + lin.bias
 

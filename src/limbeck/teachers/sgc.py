@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.graphs.adjacency import symmetric_adjacency
+from limbeck.graphs.sparse import product
 from limbeck.graphs.view import View
 from limbeck.teachers.base import GNN, TeacherOptions
 
@@ -41,7 +42,7 @@ class SGC(GNN):
         """The logits; there is no hidden layer."""
         h = self.lin(x)
         for _ in range(self.num_hops):
-            h = torch.sparse.mm(adj, h)
+            h = product(adj, h)
         return {"logits": h + self.bias}
 
 

@@ -1,0 +1,183 @@
+"""Where ABKD's attention goes, whether it is the same for every seed, and what it is good for.
+
+    python benchmarks/abkd_attention.py [--seeds 10]
+
+A GCNII of 64 layers and 64 channels teaches one of 4 layers and 8 channels on Cora. For each preset
+the page has the attention's entropy at the first and the last epoch (1: uniform), the share of
+teacher layers whose favourite student layer is the same in two seeds, and the rank correlation of
+the last map with linear CKA between the layers that were left. Accuracy against `uniform`,
+`diagonal` and `last-layer` is in the table of abkd_cora.yaml.
+
+Then students as wide as their teacher, started from the teacher's layers (section 3.2.3 of the
+papers): student layer j takes the weights of the teacher layer that attends to it most, or of the
+last ones, or is drawn at random; test accuracy before and after training on labels. The attention
+is that of `abkd-robust` with `axis=teacher`, in which each student layer has one unit to spend over
+teacher layers: over a single student layer the papers' own softmax is constant. The page is written
+to benchmarks/results/abkd_attention.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+import limbeck
+from limbeck.evaluation.metrics import accuracy
+from limbeck.methods import make_method
+from limbeck.methods.abkd import layer_sources, start_from_teacher
+from limbeck.methods.layers import teacher_outputs
+from limbeck.methods.plain import PlainStudent
+from limbeck.teachers.knowledge import FittedTeacher
+from limbeck.training.loop import seeded
+
+RESULT = Path(__file__).parent / "results" / "abkd_attention.md"
+GRAPH = "cora"
+TEACHER = {"num_layers": 64, "hidden_channels": 64, "max_epochs": 200, "patience": 50}
+SMALL = {"student": "gcnii", "num_layers": 4, "hidden_channels": 8, "dropout": 0.3}
+EPOCHS = {"max_epochs": 200, "patience": 30}
+PRESETS: dict[str, dict[str, Any]] = {
+    "abkd-v1": {},
+    "stride": {"max_nodes": 256, "max_samples": 256},
+    "abkd-robust": {"max_nodes": 512},
+}
+WIDE = {"student": "gcnii", "hidden_channels": 64, "dropout": 0.6}
+DEPTHS = (1, 2, 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    maps: dict[str, list[dict[str, Any]]] = {name: [] for name in PRESETS}
+    starts: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    graph = limbeck.load_graph(GRAPH)
+    for seed in range(arguments.seeds):
+        view = limbeck.view(graph, "transductive", seed)
+        teacher = limbeck.fit_teacher(view, "gcnii", seed, **TEACHER)
+        for name, options in PRESETS.items():
+            maps[name].append(attention(view, teacher, seed, name, options))
+        for depth in DEPTHS:
+            for rule, figures in started(view, teacher, seed, depth).items():
+                starts.setdefault((depth, rule), []).append(figures)
+        print(f"seed {seed} done", flush=True)
+    lines = ["# ABKD's attention", "", *describe(maps), "", *describe_starts(starts)]
+    RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(RESULT)
+
+
+# --- the map ----------------------------------------------------------------------------------
+
+
+def attention(
+    view: limbeck.View, teacher: FittedTeacher, seed: int, preset: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    """First and last entropy, the last map, and its correlation with CKA."""
+    method = make_method(f"abkd:{preset}", GRAPH, **SMALL, **EPOCHS, log_every=1, **options)
+    run = limbeck.distill(view, teacher, method, seed)
+    notes = run.history.notes
+    last = torch.tensor(notes[-1]["attention"])
+    with torch.no_grad():
+        layers = run.student.layers(run.inputs.observed)  # type: ignore[operator]
+    theirs = [h for n, h in teacher_outputs(teacher.knowledge, "abkd").items() if n != "logits"]
+    ours = [h for name, h in layers.items() if name != "logits"]
+    similar = torch.tensor([[linear_cka(a, b) for b in ours] for a in theirs])
+    return {
+        "first": notes[0]["entropy"],
+        "last": notes[-1]["entropy"],
+        "map": last,
+        "cka": float(spearmanr(last.flatten(), similar.flatten()).statistic),
+    }
+
+
+def linear_cka(a: Tensor, b: Tensor) -> float:
+    """Linear centred kernel alignment of two layers ``[n, .]``, 0 to 1."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    scale = float((a.t() @ a).norm() * (b.t() @ b).norm())
+    return float((a.t() @ b).square().sum()) / scale if scale > 0 else 0.0
+
+
+def describe(maps: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The table of entropies, agreement and CKA."""
+    lines = [
+        "| preset | entropy at first | at the end | same favourite | chance | ρ with CKA |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in maps.items():
+        favourites = [each["map"].argmax(1) for each in found]
+        same = [
+            float((one == other).float().mean())
+            for one, other in itertools.combinations(favourites, 2)
+        ]
+        columns = found[0]["map"].shape[1]
+        figures = [mean_std([each[key] for each in found]) for key in ("first", "last")]
+        figures.append(f"{statistics.mean(same):.2f}" if same else "–")
+        figures += [f"{1 / columns:.2f}", mean_std([each["cka"] for each in found])]
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    return lines
+
+
+# --- the start --------------------------------------------------------------------------------
+
+
+def started(
+    view: limbeck.View, teacher: FittedTeacher, seed: int, depth: int
+) -> dict[str, tuple[float, float]]:
+    """Test accuracy before and after training, by where the student's weights come from."""
+    size = {**WIDE, **EPOCHS, "num_layers": depth}
+    method = make_method(
+        "abkd:abkd-robust", GRAPH, **size, axis="teacher", max_nodes=512, log_every=1
+    )
+    distilled = limbeck.distill(view, teacher, method, seed)
+    last = torch.tensor(distilled.history.notes[-1]["attention"])
+    plain = make_method("plain", GRAPH, **size)
+    assert isinstance(plain, PlainStudent)
+    found = {}
+    for rule in ("random", "last", "attention"):
+        with seeded(seed):
+            student, inputs = plain.build(view)
+            if rule != "random":
+                sources = layer_sources(depth, last, len(last), rule)
+                assert teacher.module is not None
+                start_from_teacher(student.gnn, teacher.module, sources)  # type: ignore[arg-type]
+            student.eval()
+            before = scored(view, student, inputs.observed)
+            plain.train(student, inputs, view, None)
+            found[rule] = before, scored(view, student, inputs.observed)
+    after = scored(view, distilled.student, distilled.inputs.observed)
+    return {**found, "random, distilled by abkd-robust": (found["random"][0], after)}
+
+
+@torch.no_grad()
+def scored(view: limbeck.View, student: torch.nn.Module, known: Any) -> float:
+    """Accuracy on test nodes, in percent."""
+    nodes = view.test_observed
+    return 100 * accuracy(student(known.take(nodes)), view.everything.y[nodes])
+
+
+def describe_starts(starts: dict[tuple[int, str], list[tuple[float, float]]]) -> list[str]:
+    """The table of initialisations."""
+    lines = [
+        "| layers | weights from | test before training | after |",
+        "|---|---|---|---|",
+    ]
+    for (depth, rule), figures in starts.items():
+        before, after = (mean_std(list(each)) for each in zip(*figures, strict=True))
+        lines.append(f"| {depth} | {rule} | {before} | {after} |")
+    return lines
+
+
+def mean_std(values: list[float]) -> str:
+    """Mean ± population standard deviation."""
+    return f"{statistics.mean(values):.2f} ± {statistics.pstdev(values):.2f}"
+
+
+if __name__ == "__main__":
+    main()
