@@ -13,8 +13,10 @@ from limbeck.cli.output import percent, say, show_json, show_table
 from limbeck.errors import OptionError
 
 if TYPE_CHECKING:
-    from limbeck import Run, View
+    from limbeck import Method, Run, View
+    from limbeck.evaluation.auto import Auto
     from limbeck.evaluation.cascade import DeferGoal
+    from limbeck.evaluation.choice import Choice
     from limbeck.teachers import FittedTeacher
 
 
@@ -23,6 +25,9 @@ def distill(
     source: GraphSource | None = None,
     out: Path,
     method: str = "glnn",
+    budget_us: float | None = None,
+    min_agreement: float | None = None,
+    max_bytes: int | None = None,
     teacher: str | None = None,
     teacher_file: Path | None = None,
     logits: Path | None = None,
@@ -46,7 +51,10 @@ def distill(
     Args:
         source: Which graph.
         out: Folder of the bundle.
-        method: Name of a method (limbeck methods).
+        method: Name of a method (limbeck methods), or auto to search one on validation nodes.
+        budget_us: With auto: most microseconds that the answer for one new node may take.
+        min_agreement: With auto: least agreement with the teacher on validation nodes.
+        max_bytes: With auto: most bytes of the bundle.
         teacher: Name of a teacher (limbeck teachers), sage by default; or several, separated by
             commas, each with options of its own, such as gcn:num_layers=2,gcn:num_layers=3.
         teacher_file: A trained module of your own, saved with torch.save(module, path).
@@ -71,9 +79,18 @@ def distill(
 
     check_target(out)
     defer = _goal(defer_accuracy, defer_coverage)
-    chosen = limbeck.make_method(
-        method, (source or GraphSource()).graph or "", **parse_settings(set_)
-    )
+    limits = {"budget_us": budget_us, "min_agreement": min_agreement, "max_bytes": max_bytes}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    chosen: Method | Auto
+    if method == "auto":
+        from limbeck.evaluation.auto import Auto
+
+        chosen = Auto(**{"folder": out.with_name(f"{out.name}-search"), **parse_settings(set_)})
+        chosen = chosen.replace(**limits)
+    else:
+        _check_no_limits(limits)
+        name = (source or GraphSource()).graph or ""
+        chosen = limbeck.make_method(method, name, **parse_settings(set_))
     _check_teacher(teacher, teacher_file, logits)
     graph = (source or GraphSource()).load()
     view = limbeck.view(graph, setting, seed, unseen=unseen)
@@ -97,6 +114,12 @@ def distill(
         show_json(_document(run, path))
     else:
         _show(run, view, path)
+
+
+def _check_no_limits(limits: dict[str, Any]) -> None:
+    if limits:
+        name = next(iter(limits)).replace("_", "-")
+        raise OptionError(f"option --{name} is a limit of a search: use it with --method auto.")
 
 
 def _fit_teachers(
@@ -152,10 +175,49 @@ def _document(run: Run, path: Path) -> dict[str, Any]:
         "seed": run.seed,
         "epochs": len(run.history.val_score),
         "train_seconds": run.history.seconds,
+        **({} if run.choice is None else {"choice": run.choice.to_dict()}),
     }
 
 
+def _show_choice(choice: Choice) -> None:
+    columns = (
+        "",
+        "method",
+        "width",
+        "val accuracy %",
+        "behind",
+        "± error",
+        "agreement %",
+        "µs",
+        "bytes",
+        "front",
+        "in limits",
+    )
+    rows = []
+    for row in choice.rows():
+        marks = {"chosen": row["chosen"], "best": row["best"]}
+        rows.append(
+            [
+                ", ".join(name for name, here in marks.items() if here),
+                row["method"],
+                row["hidden_channels"],
+                percent(row["accuracy"]),
+                percent(row["behind"]),
+                percent(row["standard_error"]),
+                percent(row["agreement"]),
+                f"{row['latency_us']:.1f}",
+                row["bytes"],
+                "yes" if row["front"] else "",
+                "yes" if row["meets_limits"] else "no",
+            ]
+        )
+    title = f"finalists of {choice.trainings} trainings ({choice.train_seconds:.0f} s of a core)"
+    show_table(title, columns, rows, choice.reason)
+
+
 def _show(run: Run, view: View, path: Path) -> None:
+    if run.choice is not None:
+        _show_choice(run.choice)
     scores = {who: figures for who, figures in run.scores.items() if figures is not None}
     if run.committee:
         members = {figures["name"]: figures for figures in run.committee_scores}

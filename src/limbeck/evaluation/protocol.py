@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,10 @@ from limbeck.teachers.knowledge import Answers, FittedTeacher
 from limbeck.teachers.own import Teacher, TeacherSource, knowledge_from
 from limbeck.training.loop import Checkpoint, History, seeded
 from limbeck.training.tasks import task_of
+
+if TYPE_CHECKING:
+    from limbeck.evaluation.auto import Auto
+    from limbeck.evaluation.choice import Choice
 
 EVAL_BLOCK = 16_384
 """Nodes per forward pass in evaluation."""
@@ -84,6 +88,7 @@ class Run:
         seed: Seed of its weights, dropout and batches.
         committee: All teachers, in the order given, where there were several.
         record: What the method shows of its training, by name.
+        choice: Out of what the method was chosen, for ``method="auto"``.
     """
 
     view: View
@@ -95,6 +100,7 @@ class Run:
     seed: int
     committee: tuple[FittedTeacher, ...] = ()
     record: dict[str, Tensor] = field(default_factory=dict)
+    choice: Choice | None = None
 
     @cached_property
     def answers(self) -> Answers:
@@ -328,7 +334,7 @@ class Run:
 def distill(
     view: View,
     teacher: OneTeacher | Sequence[OneTeacher] | None = None,
-    method: str | Method = "glnn",
+    method: str | Method | Auto = "glnn",
     seed: int = 0,
     *,
     resume: bool = False,
@@ -344,7 +350,9 @@ def distill(
             that learn from labels alone need none, and use it only for comparison. Several may
             be given, of any kinds and depths: a method for several learns from all of them, any
             other from the one with the best accuracy on validation nodes, ties to the first.
-        method: Name of a method, or one with its hyper-parameters.
+        method: Name of a method, or one with its hyper-parameters. ``"auto"`` searches one on
+            validation nodes, under limits such as ``budget_us=50`` and ``min_agreement=0.95``; its
+            options are those of :class:`limbeck.evaluation.auto.Auto`.
         seed: Seed of the student's weights, dropout and batches.
         resume: Keep the state of an unfinished run in the cache folder, and go on from it when
             the very same run is asked for again.
@@ -352,15 +360,18 @@ def distill(
         **changes: Hyper-parameters that differ from the preset of this graph.
 
     Raises:
-        OptionError: Unknown method or option, or a value out of range.
+        OptionError: Unknown method or option, or a value out of range; or no student meets the
+            limits of ``"auto"``.
         TeacherError: The method needs a teacher, or the teacher does not fit the graph.
     """
+    if method == "auto" or not isinstance(method, str | Method):
+        auto = None if isinstance(method, str) else method
+        return _distill_auto(view, teacher, auto, seed, resume=resume, progress=progress, **changes)
     if isinstance(method, str):
         method = make_method(method, view.info.dataset, view.setting, **changes)
     elif changes:
         method = method.replace(**changes)
-    given = tuple(teacher) if isinstance(teacher, list | tuple) else (teacher,)
-    teachers = [t for t in (as_fitted(view, one) for one in given) if t is not None]
+    teachers = _all_fitted(view, teacher)
     if not teachers and method.needs_teacher:
         raise TeacherError(f"method {method.name!r} learns from a teacher: give one.")
     with seeded(seed):
@@ -381,6 +392,36 @@ def distill(
         committee=tuple(teachers) if len(teachers) > 1 else (),
         record=distilled.record,
     )
+
+
+def _distill_auto(
+    view: View,
+    teacher: OneTeacher | Sequence[OneTeacher] | None,
+    auto: Auto | None,
+    seed: int,
+    *,
+    resume: bool,
+    progress: bool,
+    **changes: Any,
+) -> Run:
+    """Search a method, and distil with it."""
+    from limbeck.evaluation.auto import Auto, search  # it distils, too
+
+    auto = Auto(**changes) if auto is None else auto.replace(**changes)
+    teachers = _all_fitted(view, teacher)
+    if resume and auto.folder is None:
+        auto = auto.replace(folder=cache_folder() / "auto")
+    choice = search(view, teachers, auto, seed, progress=progress)
+    run = distill(view, teachers, choice.chosen.method, seed, resume=resume, progress=progress)
+    return replace(run, choice=choice)
+
+
+def _all_fitted(
+    view: View, teacher: OneTeacher | Sequence[OneTeacher] | None
+) -> list[FittedTeacher]:
+    """The teachers given, one, several or none, each asked about the view."""
+    given = tuple(teacher) if isinstance(teacher, list | tuple) else (teacher,)
+    return [t for t in (as_fitted(view, one) for one in given) if t is not None]
 
 
 def knowledge_for(view: View, method: Method, teachers: Sequence[FittedTeacher]) -> Any:

@@ -1,0 +1,603 @@
+"""The choice made for the user: which method, how large, with which hyper-parameters.
+
+Successive halving (Jamieson and Talwalkar, AISTATS 2016) over methods, widths and the options that
+tuning tries. Everything is judged on validation nodes; no test label is read before the choice is
+made. The rounds:
+
+1. Candidates of a round: in the first one every method's preset in every width, in later ones what
+   Optuna's sampler (TPE, Bergstra et al., NeurIPS 2011) proposes after the rounds before.
+2. Each is trained for a ninth of its epochs, the better third of *each width* for a third of them,
+   and the better third of those for all, under several seeds. Halving goes by width so that there
+   is a small student to choose in the end.
+3. All finalists of all rounds are compared, see :func:`limbeck.evaluation.choice.choose`.
+
+Candidates that exceed a limit stand behind all that do not, the nearer one first (the rules of Deb,
+Computer Methods in Applied Mechanics and Engineering 2000): time and bytes are those of the
+exported bundle, measured once per shape of student.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import optuna
+import torch
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from pydantic import Field, field_validator
+
+import limbeck
+from limbeck.errors import OptionError, OutputError, TeacherError, unknown_name
+from limbeck.evaluation.choice import (
+    BoolArray,
+    Candidate,
+    Choice,
+    Limits,
+    choose,
+    no_candidate,
+    percent,
+)
+from limbeck.evaluation.metrics import agreement
+from limbeck.evaluation.protocol import Run, distill
+from limbeck.graphs.view import View
+from limbeck.methods import Method, make_method
+from limbeck.methods.base import PositiveInt
+from limbeck.registry import names
+from limbeck.runtime.latency import measure_latency
+from limbeck.runtime.predictor import load_bundle
+from limbeck.teachers.knowledge import FittedTeacher
+from limbeck.training.options import Options
+
+logger = logging.getLogger(__name__)
+
+LATENCY_SECONDS = 1.0
+"""Time spent on measuring one shape of student; half of it on nodes that arrive as rows."""
+
+METHODS = ("glnn", "krd", "nosmog", "rbm", "sa-mlp")
+"""What is searched by default: an MLP, one taught by reliable nodes, one that reads positions,
+experts, and one that reads its neighbours' ids."""
+
+UNTEACHED = ("mlp",)
+"""What is searched by default without a teacher."""
+
+OWN_OPTIONS: dict[str, dict[str, Any]] = {"nosmog": {"encoding": "spectral"}}
+"""Options that differ from the presets: spectral positions need no further library."""
+
+JOURNAL = "search.journal"
+CHOICE = "choice.json"
+
+
+class Auto(Options):
+    """What is searched, and for what.
+
+    Args:
+        budget_us: Most microseconds that the answer for one new node may take.
+        min_agreement: Least agreement with the teacher on validation nodes.
+        max_bytes: Most bytes of the bundle.
+        methods: Names of methods; ``glnn``, ``krd``, ``nosmog``, ``rbm`` and ``sa-mlp`` by
+            default, ``mlp`` without a teacher.
+        widths: Widths of the students' hidden layers.
+        trials: Candidates of all rounds together; they are shared out evenly. The first round
+            holds at least one of each method and width if it is large enough.
+        rounds: Rounds; every one after the first learns from those before.
+        reduction: What share of a width's candidates goes on: one of so many, rounded up.
+        seeds: Paired seeds that the finalists are trained with, from the seed of the run on.
+        method_options: Options per method that differ from its presets and are not searched.
+            Positions of NOSMOG are spectral unless they say otherwise.
+        folder: Where finished trainings are kept, so that a search goes on where it stopped;
+            ``None`` keeps nothing.
+    """
+
+    name: ClassVar[str] = "auto"
+    title: ClassVar[str] = "successive halving over methods, widths and hyper-parameters"
+
+    budget_us: float | None = Field(default=None, gt=0)
+    min_agreement: float | None = Field(default=None, ge=0, le=1)
+    max_bytes: PositiveInt | None = None
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    widths: tuple[PositiveInt, ...] = Field(default=(32, 128, 512), min_length=1)
+    trials: PositiveInt = 30
+    rounds: PositiveInt = 2
+    reduction: Annotated[int, Field(ge=2)] = 3
+    seeds: PositiveInt = 3
+    method_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    folder: Path | None = None
+
+    @field_validator("widths")
+    @classmethod
+    def _ascending(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(widths)))
+
+    @property
+    def limits(self) -> Limits:
+        """The limits."""
+        return Limits(self.budget_us, self.min_agreement, self.max_bytes)
+
+    @property
+    def rungs(self) -> tuple[float, ...]:
+        """Shares of the epochs that candidates are trained for, the last one 1."""
+        return (1 / self.reduction**2, 1 / self.reduction, 1.0)
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """What is set for a method, by name, instead of being searched."""
+        base = name.partition(":")[0]
+        return {**OWN_OPTIONS.get(base, {}), **self.method_options.get(base, {})}
+
+    def searched(self, taught: bool) -> tuple[str, ...]:
+        """The methods that are searched.
+
+        Args:
+            taught: Whether there is a teacher.
+
+        Raises:
+            OptionError: There is no such method.
+            TeacherError: A method needs a teacher, and there is none.
+        """
+        chosen = self.methods or (METHODS if taught else UNTEACHED)
+        for name in (*chosen, *self.method_options):
+            if name.partition(":")[0] not in names("method"):
+                raise unknown_name("method", name, names("method"))
+        for name in chosen:
+            if not taught and make_method(name).needs_teacher:
+                raise TeacherError(f"method {name!r} learns from a teacher: give one.")
+        return chosen
+
+
+@dataclass
+class _Trained:
+    """One training: what it says of validation nodes, and the seconds of a core that it took."""
+
+    correct: BoolArray
+    agreement: float | None
+    seconds: float
+    reads_edges: bool
+
+    def to_record(self) -> dict[str, Any]:
+        packed = np.packbits(self.correct).tobytes()
+        return {
+            "correct": base64.b64encode(packed).decode(),
+            "num_nodes": len(self.correct),
+            "agreement": self.agreement,
+            "seconds": self.seconds,
+            "reads_edges": self.reads_edges,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> _Trained:
+        packed = np.frombuffer(base64.b64decode(record["correct"]), dtype=np.uint8)
+        correct = np.unpackbits(packed, count=record["num_nodes"]).astype(bool)
+        return cls(correct, record["agreement"], record["seconds"], record["reads_edges"])
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A candidate on its way: the trial that it belongs to, and what is known of it so far."""
+
+    trial: optuna.Trial
+    method: Method
+    trained: list[_Trained] = field(default_factory=list)
+    latency_us: float | None = None
+    num_bytes: int | None = None
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean([each.correct.mean() for each in self.trained]))
+
+    @property
+    def agreement(self) -> float | None:
+        shares = [each.agreement for each in self.trained if each.agreement is not None]
+        return min(shares) if shares else None
+
+    def violation(self, limits: Limits) -> float:
+        return limits.violation(self.latency_us, self.agreement, self.num_bytes)
+
+    def rank(self, limits: Limits) -> tuple[float, float, int]:
+        """Smaller is better: what meets the limits by accuracy, the rest by how far it is off."""
+        return (self.violation(limits), -self.accuracy, self.trial.number)
+
+    def __str__(self) -> str:
+        return f"{self.method.name} with {self.method.hidden_channels} hidden channels"
+
+
+def promoted(entries: Sequence[_Entry], limits: Limits, reduction: int) -> list[_Entry]:
+    """The better part of each width, in the order given.
+
+    Args:
+        entries: Candidates that were trained alike.
+        limits: The limits.
+        reduction: One of so many goes on, rounded up.
+    """
+    kept: list[_Entry] = []
+    for width in {entry.method.hidden_channels for entry in entries}:
+        alike = [entry for entry in entries if entry.method.hidden_channels == width]
+        alike.sort(key=lambda entry: entry.rank(limits))
+        kept += alike[: ceil(len(alike) / reduction)]
+    return sorted(kept, key=lambda entry: entry.trial.number)
+
+
+def search(
+    view: View,
+    teachers: Sequence[FittedTeacher],
+    auto: Auto,
+    seed: int = 0,
+    *,
+    progress: bool = False,
+) -> Choice:
+    """Search a student for a view.
+
+    The answer depends on the view, the teachers, the options, the seed and the measured latencies,
+    which are kept with the trainings: a search that was interrupted and started again in the same
+    folder ends as one that was not.
+
+    Args:
+        view: What may be seen.
+        teachers: What the student learns from; none for methods that need none.
+        auto: What is searched, and for what.
+        seed: Draws the candidates; the first of the paired seeds.
+        progress: Say on stderr what is going on.
+
+    Raises:
+        OptionError: No candidate meets the limits, an option is wrong, or nodes have several
+            labels.
+        TeacherError: A method, or the limit on agreement, needs a teacher, and there is none.
+        OutputError: The folder cannot be written.
+    """
+    return _Search(view, teachers, auto, seed, progress).run()
+
+
+def exhaustive(
+    view: View,
+    teachers: Sequence[FittedTeacher],
+    auto: Auto,
+    seed: int = 0,
+    *,
+    progress: bool = False,
+) -> Choice:
+    """Train every candidate of the first round in full, and choose by the same rule.
+
+    What halving is measured against: with ``rounds=1`` the candidates are those of :func:`search`.
+
+    Args:
+        view: What may be seen.
+        teachers: What the student learns from.
+        auto: What is searched, and for what.
+        seed: Draws the candidates; the first of the paired seeds.
+        progress: Say on stderr what is going on.
+
+    Raises:
+        OptionError: As :func:`search`.
+        TeacherError: As :func:`search`.
+        OutputError: As :func:`search`.
+    """
+    return _Search(view, teachers, auto.replace(rounds=1), seed, progress, rungs=(1.0,)).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        view: View,
+        teachers: Sequence[FittedTeacher],
+        auto: Auto,
+        seed: int,
+        progress: bool,
+        rungs: tuple[float, ...] = (),
+    ) -> None:
+        if view.info.task == "labels":
+            raise OptionError(
+                f"method 'auto' compares answers of one class per node, and nodes of "
+                f"{view.info.name!r} have several labels: choose a method, such as 'glnn'."
+            )
+        if auto.min_agreement is not None and not teachers:
+            raise TeacherError("option 'min_agreement' is about a teacher: give one.")
+        self.view, self.teachers, self.auto, self.seed = view, teachers, auto, seed
+        self.methods = auto.searched(taught=bool(teachers))
+        self.limits, self.rungs = auto.limits, rungs or auto.rungs
+        self.say = _say if progress else _be_silent
+        self.key = self._digest()
+        self.storage = _storage(auto.folder)
+        self.known = self._records()
+        self.trainings: dict[str, float] = {}
+
+    def run(self) -> Choice:
+        started = time.monotonic()
+        study = self._study()
+        finalists: dict[str, Candidate] = {}
+        shares = _shared_out(self.auto.trials, self.auto.rounds)
+        for number, size in enumerate(shares):
+            self.say(f"round {number + 1} of {len(shares)}: {size} candidates")
+            entries = self._ask(study, number, size)
+            for entry in self._halve(study, entries):
+                candidate = self._candidate(entry)
+                finalists.setdefault(self._name(entry.method), candidate)
+        if not finalists:  # cold start, and all of them read edges
+            raise OptionError(
+                f"each of {', '.join(self.methods)} reads a new node's edges, which the setting "
+                "'cold-start' does not give: search others, such as 'glnn'."
+            )
+        choice = choose(list(finalists.values()), self.limits, repr(self.view.info.name))
+        seconds = sum(self.trainings.values())
+        made = replace(choice, trainings=len(self.trainings), train_seconds=seconds)
+        self.say(f"searched for {time.monotonic() - started:.1f} s: {made.reason}")
+        if self.auto.folder is not None:
+            text = json.dumps(made.to_dict(), indent=2, ensure_ascii=False)
+            aside = self.auto.folder / f"{CHOICE}.{os.getpid()}.part"
+            aside.write_text(text, encoding="utf-8")
+            os.replace(aside, self.auto.folder / CHOICE)
+        return made
+
+    # --- candidates ---------------------------------------------------------------------------
+
+    def _ask(self, study: optuna.Study, number: int, size: int) -> list[_Entry]:
+        """The candidates of a round, one distinct method each."""
+        presets = [(name, width) for width in self.auto.widths for name in self.methods]
+        # every method and every width comes early, also where not all pairs find a place
+        presets.sort(key=lambda pair: self._diagonal(*pair))
+        entries: dict[str, _Entry] = {}
+        for place in range(size):
+            width = self.auto.widths[place % self._num_widths]
+            fixed: dict[str, Any] = {"hidden_channels": width, "options": "drawn"}
+            if number == 0 and place < len(presets):
+                name, width = presets[place]
+                fixed = {"method": name, "hidden_channels": width, "options": "preset"}
+            # a sampler of its own for each draw: one that was restarted would draw anew
+            study.sampler = _sampler(number, [self.seed, number, place])
+            study.enqueue_trial(fixed)
+            trial = study.ask()
+            method = self._method_of(trial)
+            if self._name(method) in entries:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            entries[self._name(method)] = _Entry(trial, method)
+        return list(entries.values())
+
+    @property
+    def _num_widths(self) -> int:
+        return len(self.auto.widths)
+
+    def _diagonal(self, name: str, width: int) -> tuple[int, int]:
+        row, column = self.methods.index(name), self.auto.widths.index(width)
+        return ((column - row) % self._num_widths, row)
+
+    def _method_of(self, trial: optuna.Trial) -> Method:
+        name = trial.suggest_categorical("method", self.methods)
+        width = trial.suggest_categorical("hidden_channels", self.auto.widths)
+        options = trial.suggest_categorical("options", ("preset", "drawn"))
+        taken = {**self.auto.options_of(name), "hidden_channels": width}
+        method = make_method(name, self.view.info.dataset, self.view.setting, **taken)
+        if options == "preset":
+            return method
+        space = {key: of for key, of in method.search_space().items() if key not in taken}
+        drawn = {key: trial.suggest_categorical(f"{name}: {key}", of) for key, of in space.items()}
+        return method.replace(**drawn)
+
+    # --- halving ------------------------------------------------------------------------------
+
+    def _halve(self, study: optuna.Study, entries: list[_Entry]) -> list[_Entry]:
+        """Train a round's candidates for longer and longer, and the last ones with all seeds."""
+        pruned = optuna.trial.TrialState.PRUNED
+        for step, share in enumerate(self.rungs):
+            last = step == len(self.rungs) - 1
+            started = time.monotonic()
+            for entry in entries:
+                self._train_entry(entry, share, range(self.auto.seeds) if last else range(1))
+            if step == 0:
+                fitting = [entry for entry in entries if self._fits(entry)]
+                for entry in entries:
+                    if entry not in fitting:
+                        self.say(f"  left out: {entry} reads edges, which new nodes lack")
+                        study.tell(entry.trial, state=optuna.trial.TrialState.FAIL)
+                entries = fitting
+                self._check_export(entries)
+            for entry in entries:
+                entry.trial.report(entry.accuracy, step)
+            going_on = entries if last else promoted(entries, self.limits, self.auto.reduction)
+            for entry in entries:
+                if last or entry not in going_on:
+                    entry.trial.set_constraint("limits", entry.violation(self.limits))
+                if entry not in going_on:
+                    study.tell(entry.trial, state=pruned)
+                elif last:
+                    study.tell(entry.trial, entry.accuracy)
+            seconds = time.monotonic() - started
+            leader = min(entries, key=lambda entry: entry.rank(self.limits), default=None)
+            if leader is not None:
+                self.say(
+                    f"  {share:.0%} of the epochs: {len(entries)} trained in {seconds:.1f} s, "
+                    f"first is {leader} ({percent(leader.accuracy)})"
+                )
+            entries = going_on
+        return entries
+
+    def _fits(self, entry: _Entry) -> bool:
+        """Whether a student can be judged in this setting: alone nodes bring features only."""
+        reads_edges = any(each.reads_edges for each in entry.trained)
+        return not (self.view.setting == "cold-start" and reads_edges)
+
+    def _check_export(self, entries: list[_Entry]) -> None:
+        """Refuse early if every student is too slow or too large, whatever it learns."""
+        if not entries or not self.limits.of_export:
+            return
+        export = Limits(self.limits.budget_us, None, self.limits.max_bytes)
+        nearest = min(entries, key=lambda entry: entry.violation(export))
+        if nearest.violation(export) > 0 and len(entries) >= len(self.methods) * self._num_widths:
+            raise no_candidate(
+                self.limits,
+                repr(self.view.info.name),
+                str(nearest),
+                nearest.latency_us,
+                None,
+                nearest.num_bytes,
+            )
+
+    def _candidate(self, entry: _Entry) -> Candidate:
+        assert entry.latency_us is not None  # the last rung measures
+        assert entry.num_bytes is not None
+        return Candidate(
+            entry.method,
+            np.stack([each.correct for each in entry.trained]),
+            entry.agreement,
+            entry.latency_us,
+            entry.num_bytes,
+        )
+
+    # --- trainings, each made once ------------------------------------------------------------
+
+    def _train_entry(self, entry: _Entry, share: float, seeds: range) -> None:
+        method = entry.method
+        shortened = method.replace(max_epochs=ceil(share * method.max_epochs))
+        entry.trained = []
+        for offset in seeds:
+            seed = self.seed + offset
+            key = f"trained {self._name(shortened)} {seed}"
+            run = None
+            if key not in self.known:
+                started = time.process_time()  # a busy machine must not count against a method
+                run = self._distill(shortened, seed)
+                seconds = time.process_time() - started
+                self._keep(entry, key, self._judge(run, seconds).to_record())
+            self.trainings[key] = self.known[key]["seconds"]
+            entry.trained.append(_Trained.from_record(self.known[key]))
+            wanted = self.limits.of_export or share == 1
+            if wanted and entry.latency_us is None:
+                self._measure(entry, run)
+
+    def _distill(self, method: Method, seed: int) -> Run:
+        return distill(self.view, self.teachers, method, seed)
+
+    def _judge(self, run: Run, seconds: float) -> _Trained:
+        """What a student says of the validation nodes; no other label is looked at."""
+        val = self.view.val
+        answers = run.answers.observed[val]
+        known = run.inputs.observed
+        return _Trained(
+            (answers.argmax(1) == self.view.observed.y[val]).numpy(),
+            None if run.teacher is None else agreement(answers, run.teacher.answers.observed[val]),
+            seconds,
+            any(
+                each is not None
+                for each in (known.position, known.neighbors, known.bands, known.graph)
+            ),
+        )
+
+    def _measure(self, entry: _Entry, run: Run | None) -> None:
+        """Time and size of the exported student: those of a shape, so measured once for each."""
+        key = f"measured {self._shape(entry.method)}"
+        if key not in self.known:
+            if run is None:
+                run = self._distill(entry.method.replace(max_epochs=1), self.seed)
+            with tempfile.TemporaryDirectory() as scratch:
+                path = run.save(Path(scratch) / "bundle")
+                figures = measure_latency(load_bundle(path), (1,), seconds=LATENCY_SECONDS)
+                size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            self._keep(entry, key, {"latency_us": figures["x"]["1"]["p50_us"], "num_bytes": size})
+        entry.latency_us = self.known[key]["latency_us"]
+        entry.num_bytes = self.known[key]["num_bytes"]
+
+    def _shape(self, method: Method) -> str:
+        """Name of a method's size: options that are numbers with a point never are a part of it."""
+        training = {"max_epochs", "patience", "batch_size"}
+        options = method.model_dump(mode="json").items()
+        size = {k: v for k, v in options if not isinstance(v, float) and k not in training}
+        return _hash([self.key, method.name, size])
+
+    def _name(self, method: Method) -> str:
+        return _hash([self.key, method.name, method.model_dump(mode="json")])
+
+    def _digest(self) -> str:
+        """What all trainings of this view and these teachers have in common."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (limbeck.__version__, torch.__version__, self.view.fingerprint):
+            digest.update(part.encode())
+        digest.update(self.view.evaluation_fingerprint.encode())
+        for teacher in self.teachers:
+            digest.update(teacher.knowledge.logits.numpy().data)
+        return digest.hexdigest()
+
+    # --- what is kept -------------------------------------------------------------------------
+
+    def _study(self) -> optuna.Study:
+        """A study for this search; what others in the folder have trained is taken from them."""
+        try:
+            return optuna.create_study(storage=self.storage, direction="maximize")
+        except OSError as error:
+            raise _unwritable(self.auto.folder, error) from None
+
+    def _keep(self, entry: _Entry, key: str, record: dict[str, Any]) -> None:
+        self.known[key] = record
+        entry.trial.set_user_attr(key, record)
+
+    def _records(self) -> dict[str, dict[str, Any]]:
+        return {
+            key: record
+            for name in optuna.get_all_study_names(self.storage)
+            for trial in optuna.load_study(study_name=name, storage=self.storage).trials
+            for key, record in trial.user_attrs.items()
+        }
+
+
+def _storage(folder: Path | None) -> optuna.storages.BaseStorage:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if folder is None:
+        return optuna.storages.InMemoryStorage()
+    journal = folder / JOURNAL
+    if folder.exists() and not journal.is_file() and any(folder.iterdir()):
+        raise OutputError(
+            f"{folder} exists and holds no search of Limbeck: choose another folder for it."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if journal.is_file():
+            _cut_torn_line(journal)
+        return JournalStorage(JournalFileBackend(str(journal)))
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _cut_torn_line(journal: Path) -> None:
+    """Drop what a process that was killed left of a last line; Optuna would append to it."""
+    text = journal.read_bytes()
+    if text and not text.endswith(b"\n"):
+        os.truncate(journal, text.rfind(b"\n") + 1)
+
+
+def _unwritable(folder: Path | None, error: OSError) -> OutputError:
+    return OutputError(f"{folder} cannot be written ({error.strerror or error}).")
+
+
+def _sampler(number: int, parts: list[int]) -> optuna.samplers.BaseSampler:
+    """Draws at random in the first round, and from what was learnt in later ones."""
+    seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+    if number == 0:
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
+
+
+def _shared_out(total: int, parts: int) -> list[int]:
+    """``total`` in at most ``parts`` parts as even as can be, the larger ones first."""
+    parts = min(parts, total)
+    return [total // parts + (place < total % parts) for place in range(parts)]
+
+
+def _hash(parts: list[Any]) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _be_silent(text: str) -> None:
+    logger.info(text)
