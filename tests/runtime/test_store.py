@@ -55,6 +55,7 @@ def test_unknown_text_names_the_nearest() -> None:
         ([5, 3], ["5"], "must be a list of integers"),
         ([5, 3], [5.0], "must be a list of integers"),
         ([5, 3], [[5]], "must be a list of integers"),
+        ([5, 3], [[]], "must be a list of integers"),
         ([5, 3], [5, None], "must be a list of integers"),
         ([5, 3], [True], "must be a list of integers"),
         ([5, 3], 5, "must be a list of integers"),
@@ -123,7 +124,16 @@ def test_arrays_that_do_not_fit_are_named(
         NodeStore.open(bundle)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"garbage" * 20])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"garbage" * 20,
+        b"\x93NUMPY\x01\x00\x20\x00" + b"{'descr': (".ljust(32),  # not closed
+        b"\x93NUMPY\x02\x00\x00\x40\x00\x00" + b" " * 2**14,  # a head that is too long
+    ],
+)
 def test_a_file_that_is_no_array(write_tiny: Callable[..., Path], content: bytes) -> None:
     bundle = write_tiny()
     opened = open_bundle(bundle)

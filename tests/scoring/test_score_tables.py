@@ -211,6 +211,29 @@ def test_another_job_does_not_go_on_in_the_same_folder(tiny, tmp_path, x):
         score_tables(bundle, [table], out, KEY)
 
 
+def test_a_job_that_ends_while_it_cleans_up_leaves_no_state_by_half(tiny, tmp_path, x, monkeypatch):
+    table, out = write_rows(tmp_path / "in.parquet", x), tmp_path / "out.parquet"
+    bundle = tiny()
+
+    def cut_short(folder: Path) -> None:
+        (folder / "plan.json").unlink()
+        (folder / "part-00001.parquet").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("limbeck.scoring.parts.shutil.rmtree", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            score_tables(bundle, [table], out, KEY, part_rows=100)
+    wanted = out.read_bytes()
+    out.unlink()
+    # another job neither fails nor takes over a part of the one before
+    score_tables(bundle, [write_rows(tmp_path / "half.parquet", x / 2)], out, KEY, part_rows=100)
+    assert out.read_bytes() != wanted
+    assert score_tables(bundle, [table], out, KEY, part_rows=100).resumed_parts == 0
+    assert out.read_bytes() == wanted
+    assert [p.name for p in tmp_path.glob("out*")] == ["out.parquet"]
+
+
 def test_output_must_be_a_place_of_its_own(tiny, tmp_path, x):
     table = write_rows(tmp_path / "in.parquet", x)
     with pytest.raises(OptionError, match="is both input and output"):

@@ -175,6 +175,7 @@ def test_bad_requests_are_one_sentence(
         ({"inputs": []}, "inputs must be a list"),
         ({"name": "y"}, "inputs[0].name must be one of"),
         ({"datatype": "FP8"}, "the datatype of the input x"),
+        ({"datatype": ["FP32"]}, "the datatype of the input x"),
         ({"shape": [1, 4]}, "has 3 values for the shape [1, 4]"),
         ({"shape": [-1, 3]}, "the shape of the input x"),
         ({"shape": [1, 1, 3]}, "3 dimensions"),

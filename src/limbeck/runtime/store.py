@@ -431,7 +431,7 @@ class NodeStore:
             wanted = np.asarray(ids)
         except ValueError as error:  # lists of different lengths
             raise _not_integers(ids) from error
-        if wanted.size == 0:
+        if wanted.shape == (0,):
             return np.empty(0, dtype=np.int64)
         if wanted.dtype.kind not in "iu" or wanted.ndim != 1:
             raise _not_integers(ids)

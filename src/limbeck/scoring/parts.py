@@ -8,7 +8,7 @@ A job on ``OUT.parquet`` keeps its state in the folder ``OUT.parquet.parts``::
     part-00000.json        how many: written last, so a part that has one is whole
 
 Every file is written under another name, forced to the disk and renamed. What a killed process
-leaves half written has a name that nobody reads.
+leaves half written has a name that nobody reads. The folder itself is renamed before it is removed.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ class PartsFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._done = path.with_name(f"{path.name}.done")
 
     def claim(self, plan: Mapping[str, Any]) -> None:
         """Make the folder for a job, or go on in one that the same job left.
@@ -152,6 +153,8 @@ class PartsFolder:
         """
         plan = json.loads(json.dumps(plan))
         with writing(self.path):
+            if self._done.exists():  # of a job that was killed when its output was there
+                shutil.rmtree(self._done)
             self.path.mkdir(exist_ok=True)
             try:
                 found = json.loads((self.path / PLAN).read_text(encoding="utf-8"))
@@ -210,7 +213,9 @@ class PartsFolder:
                 bad_out.unlink(missing_ok=True)  # of an earlier job
             self._join([self.answers(result.number) for result in results], out, answers)
             sync_folder(out.parent)
-            shutil.rmtree(self.path)
+            # renamed first: a folder that a kill left half removed would pass for a job's state
+            os.replace(self.path, self._done)
+            shutil.rmtree(self._done)
 
     def _join(self, parts: Sequence[Path], target: Path, schema: pa.Schema) -> None:
         with whole_table(target, schema, folder=self.path) as write:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import time
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import orjson
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 import limbeck
 from limbeck.errors import LimbeckError
@@ -27,7 +21,9 @@ from limbeck.runtime import OverlaidStudent
 from limbeck.runtime.explain import reasons_of
 from limbeck.runtime.kernel import softmax
 from limbeck.serving import open_inference, questions
-from limbeck.serving.failures import Refusal, refusal_of
+from limbeck.serving.batching import Logits, Tell, told
+from limbeck.serving.failures import Refusal
+from limbeck.serving.gate import JSON, Gate
 from limbeck.serving.log import log
 from limbeck.serving.metrics import Metrics
 from limbeck.serving.models import Models, Version, overlaid
@@ -35,21 +31,8 @@ from limbeck.serving.openapi import openapi, openapi_page
 from limbeck.serving.questions import Question, read_json
 from limbeck.serving.settings import Settings
 
-OPEN = ("/v2/health/live", "/v2/health/ready", "/healthz")
-"""Paths that need no token: what watches a server has none."""
-
 MAX_SHADOWS = 64
 """Requests that may wait for a shadow; it leaves out others."""
-
-
-class JSON(Response):
-    """A JSON answer; NumPy arrays are written as lists."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """The body."""
-        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 class Server:
@@ -76,14 +59,46 @@ class Server:
         """Answer nodes in tensors, JSON or binary."""
         version = self._version(request)
         body = await read_body(request, self.limits.max_body)
-        asked = open_inference.read_request(
-            body, request.headers.get(open_inference.HEADER), self.limits.max_batch
-        )
-        logits = await self._answer(version, asked.question)
-        content, headers = open_inference.write_answer(
-            asked, logits, version.student.manifest, version.model, version.number
-        )
+        header_length = request.headers.get(open_inference.HEADER)
+        content, headers = await told(partial(self.start_infer, version, body, header_length))
         return Response(content, headers=headers)
+
+    def start_infer(
+        self,
+        version: Version,
+        body: bytes,
+        header_length: str | None,
+        tell: Callable[[tuple[bytes, dict[str, str]] | Exception], None],
+    ) -> None:
+        """Begin to answer nodes in tensors; the routes and the quick way both come here.
+
+        Args:
+            version: What answers.
+            body: The request's body.
+            header_length: Content of its header :data:`open_inference.HEADER`, ``None`` without.
+            tell: Called once with the body of the answer and its headers, or with what went wrong;
+                at once or later, in this thread.
+
+        Raises:
+            LimbeckError: The request cannot be answered.
+            Refusal: The request is none of the protocol, or goes beyond a limit.
+        """
+        asked = open_inference.read_request(body, header_length, self.limits.max_batch)
+
+        def answered(logits: Logits | Exception) -> None:
+            if isinstance(logits, Exception):
+                tell(logits)
+                return
+            try:
+                answer = open_inference.write_answer(
+                    asked, logits, version.student.manifest, version.model, version.number
+                )
+            except Exception as error:
+                tell(error)
+            else:
+                tell(answer)
+
+        self._ask(version, asked.question, answered)
 
     async def live(self, _: Request) -> Response:
         """Say that the process runs."""
@@ -331,22 +346,30 @@ class Server:
         parameters = request.path_params
         return self.models.get(parameters["model"], parameters.get("version"))
 
-    async def _answer(self, version: Version, question: Question) -> npt.NDArray[np.float32]:
-        logits = await question.logits(version, self.limits.max_neighbors)
-        self.metrics.nodes.labels(version.model, version.number).inc(len(logits))
-        shadow = self.models.shadow(version.model)
-        if shadow is not None and shadow.number != version.number:
-            if len(self._shadows) >= MAX_SHADOWS:
-                self.metrics.shadow_left_out.labels(version.model).inc(len(logits))
-            else:
-                task = asyncio.create_task(self._compare(shadow, question, logits))
-                self._shadows.add(task)
-                task.add_done_callback(self._shadows.discard)
-        return logits
+    async def _answer(self, version: Version, question: Question) -> Logits:
+        return await told(partial(self._ask, version, question))
 
-    async def _compare(
-        self, shadow: Version, question: Question, logits: npt.NDArray[np.float32]
-    ) -> None:
+    def _ask(self, version: Version, question: Question, tell: Tell) -> None:
+        def answered(logits: Logits | Exception) -> None:
+            if not isinstance(logits, Exception):
+                self.metrics.answered(version.model, version.number, len(logits))
+                self._show_shadow(version, question, logits)
+            tell(logits)
+
+        question.ask(version, self.limits.max_neighbors, answered)
+
+    def _show_shadow(self, version: Version, question: Question, logits: Logits) -> None:
+        shadow = self.models.shadow(version.model)
+        if shadow is None or shadow.number == version.number:
+            return
+        if len(self._shadows) >= MAX_SHADOWS:
+            self.metrics.shadow_left_out.labels(version.model).inc(len(logits))
+            return
+        task = asyncio.get_running_loop().create_task(self._compare(shadow, question, logits))
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    async def _compare(self, shadow: Version, question: Question, logits: Logits) -> None:
         """Ask a shadow the same, and count where it answers another class."""
         try:
             call = partial(shadow.student.predict_logits, **question.asked_with())
@@ -404,97 +427,13 @@ class Server:
         return await asyncio.get_running_loop().run_in_executor(executor, call)
 
 
-class Gate:
-    """What every request passes: token, concurrency, errors, metrics and the log.
-
-    Args:
-        app: What is behind it.
-        server: What it counts for.
-    """
-
-    def __init__(self, app: ASGIApp, server: Server) -> None:
-        self._app = app
-        self._server = server
-        self._token = None if server.settings.token is None else server.settings.token.encode()
-        self._in_flight = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass, or answer it with an error."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        scope["app"] = self  # with it the router raises what it does not find
-        start = time.perf_counter()
-        metrics = self._server.metrics
-        status = 0
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        self._in_flight += 1
-        metrics.in_flight.inc()
-        sentence = None
-        try:
-            self._check(scope)
-            await self._app(scope, receive, noting)
-        except Refusal as error:
-            sentence = str(error)
-            await _refuse(error)(scope, receive, noting)
-        except LimbeckError as error:
-            sentence = str(error)
-            await _refuse(refusal_of(error))(scope, receive, noting)
-        except HTTPException as error:
-            sentence = f"{scope['method']} {scope['path']}: {error.detail}."
-            response = JSON({"error": sentence}, error.status_code, headers=error.headers)
-            await response(scope, receive, noting)
-        except ClientDisconnect:
-            sentence = "the client went before its request was whole."
-        except Exception as error:
-            log("error", "fault", path=scope["path"], trace=traceback.format_exception(error))
-            sentence = f"a fault of ours ({type(error).__name__}); the server's log has it."
-            if status == 0:
-                await JSON({"error": sentence}, 500)(scope, receive, noting)
-        finally:
-            self._in_flight -= 1
-            metrics.in_flight.dec()
-            seconds = time.perf_counter() - start
-            route = getattr(scope.get("route"), "path", "none")
-            metrics.requests.labels(route, status).inc()
-            metrics.seconds.labels(route).observe(seconds)
-            if sentence is not None or self._server.settings.log_requests:
-                log(
-                    "info" if status < 500 else "warning",
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                    milliseconds=round(1000 * seconds, 3),
-                    error=sentence,
-                )
-
-    def _check(self, scope: Scope) -> None:
-        if scope["path"] in OPEN:
-            return
-        if self._in_flight > self._server.limits.max_concurrency:
-            raise Refusal(
-                503, f"{self._in_flight - 1} requests are being answered: try again.", retry_after=1
-            )
-        if self._token is None:
-            return
-        given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-        if not hmac.compare_digest(given, b"Bearer " + self._token):
-            raise Refusal(401, "the header Authorization must be 'Bearer' and this server's token.")
-
-
-def create_app(settings: Settings) -> ASGIApp:
+def create_app(settings: Settings) -> Gate:
     """The server as an ASGI application."""
     server = Server(settings)
 
     # a bare router: Starlette's own application would answer errors before the gate does
-    return Gate(Router(server.routes(), redirect_slashes=False, lifespan=server.lifespan), server)
+    router = Router(server.routes(), redirect_slashes=False, lifespan=server.lifespan)
+    return Gate(router, settings, server.metrics, server.models, server.start_infer)
 
 
 async def read_body(request: Request, most: int) -> bytes:
@@ -514,10 +453,3 @@ async def read_body(request: Request, most: int) -> bytes:
             raise too_long
         parts.append(part)
     return b"".join(parts)
-
-
-def _refuse(refusal: Refusal) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
-    if refusal.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSON({"error": str(refusal)}, refusal.status, headers=headers)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,41 @@ from limbeck.serving.failures import Refusal
 ROWS_BESIDE = 256
 """From so many rows on a batch is computed in a thread, and the event loop goes on meanwhile."""
 
-Logits = npt.NDArray[np.float32]
+Logits: TypeAlias = npt.NDArray[np.float32]
+"""Answers ``[b, C]``."""
+
+Tell: TypeAlias = Callable[[Logits | Exception], None]
+"""Takes an answer, or what went wrong. It raises nothing."""
+
+T = TypeVar("T")
+
+
+async def told(start: Callable[[Callable[[T | Exception], None]], None]) -> T:
+    """Wait for what a call tells later.
+
+    Args:
+        start: The call; it is given what takes an answer or what went wrong.
+    """
+    answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def tell(found: T | Exception) -> None:
+        if answer.done():  # its client has gone
+            return
+        if isinstance(found, Exception):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    start(tell)
+    return await answer
 
 
 class _Waiting(NamedTuple):
-    """A request that waits for its batch: rows ``[b, F]``, lists of neighbours, and its answer."""
+    """A request that waits for its batch: rows ``[b, F]``, lists of neighbours, who is told."""
 
     x: npt.NDArray[np.float32]
     neighbors: list[Any] | None
-    answer: asyncio.Future[Logits]
+    tell: Tell
 
 
 class Batcher:
@@ -62,37 +89,33 @@ class Batcher:
         self._open_rows = 0
         self._running: set[asyncio.Task[None]] = set()
 
-    async def logits(self, x: npt.NDArray[np.float32], neighbors: list[Any] | None) -> Logits:
-        """Logits ``[b, C]`` of new nodes.
+    def ask(self, x: npt.NDArray[np.float32], neighbors: list[Any] | None, tell: Tell) -> None:
+        """Begin to answer new nodes.
 
         Args:
             x: Their features, checked, ``[b, F]``.
             neighbors: For each a list of ids, or ``None``.
+            tell: Called with their logits ``[b, C]``, or with a ``RequestError`` where the student
+                cannot answer them; in the event loop's thread.
 
         Raises:
-            RequestError: The student cannot answer them.
             Refusal: Too many rows wait already.
         """
         if self._rows and self._rows + len(x) > self._max_waiting:
             raise Refusal(
                 429, f"{self._rows:,} rows wait for this model: try again.", retry_after=1
             )
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Logits] = loop.create_future()
-        self._waiting.append(_Waiting(x, neighbors, answer))
+        self._waiting.append(_Waiting(x, neighbors, tell))
         self._rows += len(x)
         self._open_rows += len(x)
         if self._open_rows >= self._max_batch:
             self._close()
         elif len(self._waiting) == 1:
+            loop = asyncio.get_running_loop()
             if self._window:
                 loop.call_later(self._window, self._close)
             else:
                 loop.call_soon(self._close)
-        try:
-            return await answer
-        finally:
-            self._rows -= len(x)
 
     def _close(self) -> None:
         batch, self._waiting, self._open_rows = self._waiting, [], 0
@@ -134,12 +157,7 @@ class Batcher:
     def _ask(self, x: npt.NDArray[np.float32], neighbors: list[Any] | None) -> Logits:
         return self._student.predict_logits(x=x, neighbors=neighbors)
 
-    @staticmethod
-    def _tell(batch: list[_Waiting], answers: list[Logits | Exception]) -> None:
+    def _tell(self, batch: list[_Waiting], answers: list[Logits | Exception]) -> None:
         for each, found in zip(batch, answers, strict=True):
-            if each.answer.done():  # its client has gone
-                continue
-            if isinstance(found, Exception):
-                each.answer.set_exception(found)
-            else:
-                each.answer.set_result(found)
+            self._rows -= len(each.x)
+            each.tell(found)

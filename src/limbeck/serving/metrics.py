@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -71,6 +72,21 @@ class Metrics:
             registry=registry,
             multiprocess_mode="mostrecent",
         )
+
+        # finding a counter by its labels costs as much as counting
+        self._requests_of = cache(self.requests.labels)
+        self._seconds_of = cache(self.seconds.labels)
+        self._nodes_of = cache(self.nodes.labels)
+
+    def ended(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that has ended."""
+        self.in_flight.dec()
+        self._requests_of(route, status).inc()
+        self._seconds_of(route).observe(seconds)
+
+    def answered(self, model: str, version: str, count: int) -> None:
+        """Count nodes that were answered."""
+        self._nodes_of(model, version).inc(count)
 
     def text(self) -> tuple[bytes, str]:
         """The page that Prometheus reads, and its content type."""

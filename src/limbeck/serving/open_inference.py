@@ -29,7 +29,7 @@ import numpy.typing as npt
 import orjson
 
 from limbeck.runtime import Manifest
-from limbeck.runtime.kernel import softmax
+from limbeck.runtime.native import softmax
 from limbeck.serving.failures import Refusal
 from limbeck.serving.questions import Question, read_json
 
@@ -120,7 +120,7 @@ def _tensors(inputs: Any, tail: bytes) -> dict[str, npt.NDArray[Any] | list[Any]
             raise Refusal(422, f"the input {name} is given twice.")
         shape = _shape(name, tensor.get("shape"))
         datatype = tensor.get("datatype")
-        if datatype != "BYTES" and datatype not in DTYPES:
+        if not isinstance(datatype, str) or datatype not in (*DTYPES, "BYTES"):
             raise Refusal(
                 422,
                 f"the datatype of the input {name} must be BYTES or one of {', '.join(DTYPES)}.",
@@ -325,7 +325,8 @@ def write_answer(
         The body, and the headers that it needs.
     """
     make: dict[str, Callable[[], Any]] = {
-        "probabilities": lambda: softmax(logits, manifest.temperature),
+        # a copy: it is overwritten, and logits may be wanted, too
+        "probabilities": lambda: softmax(logits.copy(), manifest.temperature),
         "logits": lambda: logits,
         "labels": lambda: [manifest.classes[i] for i in logits.argmax(axis=1).tolist()],
     }

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
 from limbeck.errors import nearest_name
 from limbeck.runtime.rows import check_rows
+from limbeck.serving.batching import Tell
 from limbeck.serving.failures import Refusal
 from limbeck.serving.models import Version
 
@@ -76,8 +76,13 @@ class Question:
             "bands": self.bands,
         }
 
-    async def logits(self, version: Version, max_neighbors: int) -> npt.NDArray[np.float32]:
-        """A version's answer, float32 ``[B, C]``; new dense rows are answered with others'.
+    def ask(self, version: Version, max_neighbors: int, tell: Tell) -> None:
+        """Ask a version for its answer, float32 ``[B, C]``; new dense rows go with others'.
+
+        Args:
+            version: What answers.
+            max_neighbors: How many neighbours a node may name.
+            tell: Called with the answer, at once or later, or with what went wrong later.
 
         Raises:
             RequestError: The student cannot answer.
@@ -94,7 +99,8 @@ class Question:
         student = version.student
         is_plain = self.x is not None and self.position is None and self.bands is None
         if not is_plain or isinstance(self.x, tuple):
-            return student.predict_logits(**self.asked_with())
+            tell(student.predict_logits(**self.asked_with()))
+            return
         rows = check_rows(self.x, student.width)
         assert isinstance(rows, np.ndarray)
         if self.neighbors is not None and len(self.neighbors) != len(rows):
@@ -102,7 +108,7 @@ class Question:
                 422,
                 f"there are {len(self.neighbors)} lists of neighbors for {len(rows)} rows of x.",
             )
-        return await version.batcher.logits(rows, self.neighbors)
+        version.batcher.ask(rows, self.neighbors, tell)
 
 
 def read_json(body: bytes) -> dict[str, Any]:

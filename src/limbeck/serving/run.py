@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from limbeck.runtime import load_bundle
 from limbeck.serving.app import create_app
 from limbeck.serving.models import check_folder
+from limbeck.serving.protocol import InferProtocol
 from limbeck.serving.settings import Settings
 
 SETTINGS = "LIMBECK_SERVE"
@@ -20,6 +21,10 @@ SETTINGS = "LIMBECK_SERVE"
 
 STOP_SECONDS = 30
 """How long requests may take after SIGTERM before they are cut off."""
+
+START_SECONDS = 60
+"""How long a worker may take to start, or be silent, before another takes its place: its bundles
+are loaded meanwhile, and a machine may be busy with others' work."""
 
 
 def serve(settings: Settings, host: str, port: int, workers: int) -> None:
@@ -54,11 +59,13 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
             port=port,
             workers=workers,
             loop="uvloop",
-            http="httptools",
+            http=InferProtocol,
+            proxy_headers=False,  # nothing asks who the client is
             ws="none",
             access_log=False,
             log_level="warning",
             timeout_graceful_shutdown=STOP_SECONDS,
+            timeout_worker_healthcheck=START_SECONDS,
         )
 
 

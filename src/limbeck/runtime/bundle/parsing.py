@@ -334,12 +334,12 @@ def _parse_folded(top: _Fields, inputs: tuple[InputEntry, ...]) -> FoldedEntry |
 
 def _parse_widths(fields: _Fields, inputs: tuple[InputEntry, ...], classes: int) -> tuple[int, ...]:
     widths = fields.get("widths", list)
-    ends = (inputs[0].width, classes)
+    ends = (sum(entry.width for entry in inputs), classes)
     if (
         len(widths) < 2
         or any(type(width) is not int or width < 1 for width in widths)
         or (widths[0], widths[-1]) != ends
-        or len(inputs) > 1
+        or any(entry.name not in INPUTS for entry in inputs)
     ):
         raise fields.wrong("widths", f"a list of widths from {ends[0]} to {ends[1]}")
     return tuple(widths)

@@ -8,6 +8,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,20 @@ import numpy.typing as npt
 from limbeck.errors import BundleError
 from limbeck.runtime.bundle.manifest import MANIFEST, READABLE, STORE, FileEntry, Manifest
 from limbeck.runtime.bundle.parsing import parse_manifest, seal
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RecursionError,
+    MemoryError,
+    # a head that is damaged: NumPy reads it as Python
+    TokenError,
+    SyntaxError,
+    TypeError,
+    OverflowError,
+)
+"""What NumPy raises of a file that is no array."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +64,9 @@ class Bundle:
         path = self.file(f"{STORE}/{name}.npy")
         try:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, RecursionError, MemoryError) as error:
-            raise BundleError(f"{path} is not a readable .npy file: {error}.") from error
+        except _UNREADABLE as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise BundleError(f"{path} is not a readable .npy file: {reason}.") from error
         # a plain view of the same pages: indexing a `memmap` object is several times slower
         return np.asarray(mapped)
 
