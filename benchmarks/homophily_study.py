@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import platform
 import statistics
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,12 @@ def rank_correlation(
 
 def report(folder: Path) -> str:
     found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
-    lines = ["# Gates and energies over homophily", ""]
+    made = (
+        "`python benchmarks/homophily_study.py --out runs/homophily --page "
+        "benchmarks/results/homophily_study.md`; Python "
+        f"{platform.python_version()}, torch {torch.__version__}, Limbeck {limbeck.__version__}."
+    )
+    lines = ["# Gates and energies over homophily", "", made, ""]
     keys = dict.fromkeys((c["teacher"], c["method"], c["classes"]) for c in found)
     for key in keys:
         chosen = [c for c in found if (c["teacher"], c["method"], c["classes"]) == key]

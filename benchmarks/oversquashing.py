@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import math
+import platform
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -247,7 +248,12 @@ def report(folder: Path) -> str:
         if by_part[part]
         for table in write(by_part[part])
     ]
-    return "\n".join(["# Over-squashing, with and without surgery", "", *tables])
+    made = (
+        "`python benchmarks/oversquashing.py --out runs/oversquashing --page "
+        "benchmarks/results/oversquashing.md`; Python "
+        f"{platform.python_version()}, torch {torch.__version__}, Limbeck {limbeck.__version__}."
+    )
+    return "\n".join(["# Over-squashing, with and without surgery", "", made, "", *tables])
 
 
 def _cliques(found: list[Cell]) -> Iterator[str]:
