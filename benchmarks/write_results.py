@@ -16,7 +16,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 import limbeck
-from limbeck.evaluation.compare import compare
+from limbeck.evaluation.compare import Comparison, compare
+from limbeck.evaluation.published import beside
+from limbeck.reports.ranks import ranks_svg
 from limbeck.reports.tables import to_markdown
 
 PACKAGES = ("torch", "torch-geometric", "numpy", "scipy", "scikit-learn", "onnxruntime")
@@ -27,7 +29,15 @@ def costs(rows: list[dict]) -> str:
     groups = defaultdict(list)
     for row in rows:
         groups[row["graph"], row["method"]].append(row)
-    columns = ("parameters", "train_seconds", "peak_mb", "latency_us_b1", "latency_us_b256")
+    columns = (
+        "parameters",
+        "train_seconds",
+        "peak_mb",
+        "latency_us_b1",
+        "latency_us_b256",
+        "bundle_bytes",
+        "model_bytes",
+    )
     lines = [
         "## Costs (medians)",
         "",
@@ -37,7 +47,7 @@ def costs(rows: list[dict]) -> str:
     for (graph, method), members in groups.items():
         cells = []
         for column in columns:
-            values = [row[column] for row in members if row[column] is not None]
+            values = [row[column] for row in members if row.get(column) is not None]
             median = statistics.median(values) if values else None
             cells.append(
                 "–" if median is None else f"{median:,.0f}" if median > 99 else f"{median:.1f}"
@@ -67,6 +77,24 @@ def calibration(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def printed(comparison: Comparison) -> str:
+    """What papers print under the same names, apart from ours."""
+    lines = [
+        "## Published numbers, apart",
+        "",
+        "Names agree and little else needs to: code, seeds, often tuning and splits differ.",
+        "",
+        "| graph | setting | method | published | ours | source | quoted from |",
+        "|---" * 7 + "|",
+    ]
+    for number, mean, std, _ in beside(comparison):
+        theirs = f"{number.mean:.2f}" + ("" if number.std is None else f" ± {number.std:.2f}")
+        ours = "–" if mean is None else f"{mean:.2f} ± {std:.2f}"
+        cells = (number.graph, number.setting, number.method, theirs, ours)
+        lines.append("| " + " | ".join([*cells, number.source, number.line]) + " |")
+    return "\n".join(lines) if len(lines) > 6 else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
@@ -77,18 +105,28 @@ def main() -> None:
     seeds = sorted({row["seed"] for row in rows})
     name = arguments.config.stem
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    comparison = compare(table)
+    results = Path(__file__).with_name("results")
+    diagram = ""
+    if comparison.critical is not None:
+        (results / f"{name}.ranks.svg").write_text(
+            ranks_svg(comparison.critical, color="#6b7280"), encoding="utf-8"
+        )
+        diagram = f"![Mean ranks and what they do not tell apart]({name}.ranks.svg)"
     parts = [
         f"# {name}",
         f"`limbeck bench --config benchmarks/{arguments.config.name} --out runs/{name}`, then "
         f"`python benchmarks/write_results.py benchmarks/{arguments.config.name} runs/{name}`.",
         f"Seeds {seeds}; Python {platform.python_version()}, limbeck {limbeck.__version__}, "
         f"{versions}; CPU, 2 cores ({platform.machine()}).",
-        to_markdown(compare(table)).rstrip(),
+        to_markdown(comparison).rstrip(),
+        diagram,
         calibration(rows),
         costs(rows),
+        printed(comparison),
     ]
-    target = Path(__file__).with_name("results") / f"{name}.md"
-    target.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    target = results / f"{name}.md"
+    target.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     print(target)
 
 

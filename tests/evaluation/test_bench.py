@@ -7,7 +7,7 @@ import pytest
 
 import limbeck.evaluation.bench as bench_module
 from limbeck.errors import OptionError, OutputError
-from limbeck.evaluation.bench import SCHEMA, Bench, groups, run_bench
+from limbeck.evaluation.bench import COSTS, SCHEMA, Bench, groups, run_bench
 
 QUICK = {
     "graphs": ("digits",),
@@ -73,7 +73,7 @@ FRAMELETS = {
     "methods": ("glnn", "fmlp-s"),
     "learn_from": {"fmlp-s": ("framelet-simplified",)},
     "seeds": 1,
-    "latency": False,
+    "latency": True,
     "diagnostics": True,
     "teacher_options": {"framelet-simplified": {"max_epochs": 2}, "sage": {"max_epochs": 2}},
     "method_options": {
@@ -83,7 +83,10 @@ FRAMELETS = {
 }
 
 
-def test_a_method_may_learn_from_some_teachers_only_and_framelets_are_described(tmp_path):
+def test_a_method_may_learn_from_some_teachers_only_and_framelets_are_described(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bench_module, "LATENCY_SECONDS", 0.02)
     rows = run_bench(Bench(**FRAMELETS), tmp_path / "out").to_pylist()
     assert {(row["teacher"], row["method"]) for row in rows} == {
         ("framelet-simplified", "teacher"),
@@ -97,6 +100,12 @@ def test_a_method_may_learn_from_some_teachers_only_and_framelets_are_described(
     report = json.loads(described["fmlp-s"])
     assert set(report["gates"][0]) == {"low", "high"}
     assert sum(report["student"]["logits"]["band_shares"].values()) == pytest.approx(1, abs=1e-3)
+    shown = {(r["teacher"], r["method"]): r["diagnostics"] for r in rows}
+    assert shown["sage", "glnn"] == "{}"
+    assert json.loads(shown["framelet-simplified", "fmlp-s"])["curvature"]["count"]
+    # a transform of the whole graph is no answer for a node
+    untimed = [(r["teacher"], r["method"]) for r in rows if r["latency_us_b1"] is None]
+    assert untimed == [("framelet-simplified", "teacher")]
 
 
 @pytest.mark.parametrize(
@@ -226,3 +235,57 @@ def test_the_first_seeds_are_probed_and_layers_may_be_halved(tmp_path):
     ratios = {r["seed"]: r["probe_ratio"] for r in rows if r["method"] == "abkd"}
     assert ratios[0] is not None
     assert ratios[1] is None
+
+
+def test_costs_are_measured_once_and_for_old_cells_too(tmp_path, monkeypatch):
+    trained = []
+    real = bench_module.distill
+    monkeypatch.setattr(
+        bench_module, "distill", lambda *a: (trained.append(a[2].name), real(*a))[1]
+    )
+    monkeypatch.setattr(bench_module, "LATENCY_SECONDS", 0.02)
+    plain = {**QUICK, "settings": ("transductive",)}
+    without = run_bench(Bench(**plain), tmp_path)
+    assert all(without[column].null_count == without.num_rows for column in COSTS)
+    assert trained == ["mlp", "glnn"] * 2
+
+    timed = Bench(**{**plain, "latency": True})
+    table = run_bench(timed, tmp_path)
+    assert trained[4:] == ["mlp", "glnn"]  # once per method, for whatever number of seeds
+    assert table.drop_columns(list(COSTS)).equals(without.drop_columns(list(COSTS)))
+    for row in table.to_pylist():
+        assert row["latency_us_b256"] > row["latency_us_b1"] > 0 or row["method"] == "teacher"
+        if row["method"] == "teacher":
+            assert row["latency_us_b1"] > 0
+            assert row["bundle_bytes"] is None
+        else:
+            # 1,797 nodes of 64 float32 are stored beside the model
+            assert row["bundle_bytes"] - row["model_bytes"] > 1797 * 64 * 4
+            assert row["model_bytes"] > 4 * row["parameters"]
+    by_method = {(r["method"], r["latency_us_b1"]) for r in table.to_pylist()}
+    assert len(by_method) == 3
+    assert not list((tmp_path / "costs").glob("*.bundle"))
+
+    run_bench(timed, tmp_path)
+    assert len(trained) == 6
+    # a method that is new leaves its student behind, and is not trained again for this
+    options = {**QUICK["method_options"], "krd": {"max_epochs": 2, "hidden_channels": 16}}
+    more = Bench(**{**plain, "latency": True, "methods": ("krd",), "method_options": options})
+    rows = run_bench(more, tmp_path).to_pylist()
+    assert trained[6:] == ["krd", "krd"]
+    assert all(row["latency_us_b1"] for row in rows)
+
+
+def test_curves_and_reliability_travel_with_the_rows(tmp_path):
+    small = Bench(**{**QUICK, "settings": ("transductive",), "seeds": 1})
+    for row in run_bench(small, tmp_path).to_pylist():
+        trusted = json.loads(row["reliability"])
+        if row["method"] == "teacher":
+            assert list(trusted) == ["teacher"]
+            assert row["curve"] is None
+        else:
+            assert sum(trusted["student"]["count"]) == row["num_test_nodes"]
+            assert json.loads(row["curve"])["epoch"] == [0, 1, 2]
+    about = json.loads((tmp_path / "bench.json").read_text())
+    assert about["bench"]["graphs"] == ["digits"]
+    assert about["versions"]["torch"]

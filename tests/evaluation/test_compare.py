@@ -1,5 +1,7 @@
 """Comparisons over seeds, on tables that a person can check."""
 
+import math
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,6 +14,7 @@ from limbeck.evaluation.compare import (
     Standing,
     Summary,
     compare,
+    critical_difference,
     paired_differences,
     standings,
     summarise,
@@ -200,3 +203,36 @@ def test_refuses_options_that_do_not_exist() -> None:
         paired_differences(RUNS, "glnn", confidence=95)
     with pytest.raises(OptionError, match="at least 100"):
         paired_differences(RUNS, "glnn", resamples=0)
+
+
+def test_critical_difference_by_hand() -> None:
+    # three students in four cells, always in one order
+    rows = [
+        {
+            "graph": f"g{cell}",
+            "setting": "inductive",
+            "teacher": "sage",
+            "seed": 0,
+            "method": method,
+            "test_accuracy": accuracy - 0.01 * cell,
+        }
+        for cell in range(4)
+        for method, accuracy in (("a", 0.9), ("b", 0.8), ("c", 0.7), ("teacher", 0.1))
+    ]
+    found = critical_difference(rows)
+    assert found is not None
+    assert found.methods == ("a", "b", "c")
+    assert found.ranks == (1, 2, 3)
+    # Demšar (2006), table 5a: q is 2.343 for three at 5 %
+    assert found.distance == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 4)), abs=1e-3)
+    # Friedman's statistic is 12 * 4 / (3 * 4) * (1 + 4 + 9 - 3 * 16 / 4) = 8, of two degrees
+    assert found.p_value == pytest.approx(math.exp(-4))
+    assert found.groups == (("a", "b"), ("b", "c"))
+    assert critical_difference([r for r in rows if r["method"] != "c"]) is None
+    assert critical_difference([r for r in rows if r["graph"] == "g0"]) is None
+    alike = critical_difference([{**r, "test_accuracy": 0.5} for r in rows])
+    assert alike is not None
+    assert alike.p_value == 1
+    assert alike.groups == (("a", "b", "c"),)
+    with pytest.raises(OptionError, match="alpha is 5"):
+        critical_difference(rows, alpha=5)

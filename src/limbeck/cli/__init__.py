@@ -23,6 +23,7 @@ from limbeck.cli import (
     predict,
     probe,
     profile,
+    report,
     rewire,
     score,
     serve,
@@ -44,6 +45,7 @@ app.command(profile.profile)
 app.command(rewire.rewire)
 app.command(distill.distill)
 app.command(bench.bench)
+app.command(report.report)
 app.command(probe.probe)
 app.command(inspect.inspect)
 app.command(predict.predict)

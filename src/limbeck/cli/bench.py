@@ -43,8 +43,8 @@ def bench(
         teachers: Teachers, separated by commas.
         seeds: Number of seeds, from 0.
         trials: Candidates that each method trains per graph and cut, chosen on validation.
-        diagnostics: Describe where students of experts send nodes, and the
-            gates and energies of framelet students.
+        diagnostics: Describe where students of experts send nodes, the gates
+            and energies of framelet students, and what else a report shows.
         latency: Measure the exported students' latency.
         data_root: Folder of the named data sets; LIMBECK_DATA by default.
         workers: Processes that compute side by side.

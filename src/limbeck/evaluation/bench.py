@@ -3,7 +3,8 @@
 A *cell* is one training of one method (or of the teacher itself) and gives one row per setting
 that shares its cut, so inductive, production and cold-start come from the same student. Each
 finished cell is a small Parquet file; a table that is asked for again computes only what is
-missing, and ``runs.parquet`` is all rows together.
+missing, and ``runs.parquet`` is all rows together. Speed and size are those of a shape, so they are
+measured once per graph and method, when nothing else of the table runs any more.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import platform
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,16 +33,18 @@ from pydantic import BeforeValidator, Field
 import limbeck
 from limbeck.errors import OptionError, OutputError, unknown_name
 from limbeck.evaluation.framelets import framelet_diagnostics
+from limbeck.evaluation.latency import measure_teacher_latency
 from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
 from limbeck.evaluation.probe import probe
 from limbeck.evaluation.protocol import Run, distill
 from limbeck.evaluation.routing import routes, routing_diagnostics
 from limbeck.evaluation.teachers_by_degree import teachers_by_degree
 from limbeck.evaluation.tune import Case, best_candidate, candidates
+from limbeck.evaluation.visible import diagnostics, reliabilities, training_curve
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.view import SETTINGS, View, make_view
 from limbeck.methods import Method, make_method
-from limbeck.methods.layers import LayerMethod
+from limbeck.methods.layers import LayerMethod, ScopedMethod
 from limbeck.registry import names
 from limbeck.runtime.latency import measure_latency
 from limbeck.runtime.predictor import load_bundle
@@ -53,6 +58,15 @@ logger = logging.getLogger(__name__)
 
 TEACHER = "teacher"
 LATENCY_SECONDS = 1.0
+
+LOG_EVERY = 10
+"""Epochs from one entry of a diagnosed method's notes to the next, where it has no other."""
+
+TIMED_TEACHERS = ("sage", "gcn", "gat", "appnp", "sgc", "gcnii", "gpr-gnn", "linkx")
+"""Teachers whose answer for a node is timed; the others need a transform of the whole graph."""
+
+COSTS = ("latency_us_b1", "latency_us_b256", "bundle_bytes", "model_bytes")
+"""Columns that are measured once per graph and method."""
 
 SCHEMA = pa.schema(
     [
@@ -76,6 +90,8 @@ SCHEMA = pa.schema(
         ("peak_mb", pa.float64()),
         ("latency_us_b1", pa.float64()),
         ("latency_us_b256", pa.float64()),
+        ("bundle_bytes", pa.int64()),
+        ("model_bytes", pa.int64()),
         ("num_test_nodes", pa.int64()),
         ("slices", pa.string()),
         ("options", pa.string()),
@@ -84,6 +100,9 @@ SCHEMA = pa.schema(
         ("framelets", pa.string()),
         ("table_parameters", pa.int64()),
         ("attention", pa.string()),
+        ("curve", pa.string()),
+        ("reliability", pa.string()),
+        ("diagnostics", pa.string()),
     ]
 )
 
@@ -130,7 +149,8 @@ class Bench(Options):
     """What a table holds.
 
     Where nodes have several labels, the columns ``val_accuracy`` and ``test_accuracy`` hold
-    micro-F1; the column ``metric`` says which it is.
+    micro-F1; the column ``metric`` says which it is. ``curve`` and ``reliability`` hold, as JSON,
+    the training and how far probabilities can be trusted, see :mod:`limbeck.evaluation.visible`.
 
     Args:
         graphs: Names of data sets or folders of tables.
@@ -164,9 +184,11 @@ class Bench(Options):
         diagnostics: Describe where students of experts send nodes, as JSON in the column
             ``routing``, see :func:`~limbeck.evaluation.routing.routing_diagnostics`; what framelet
             students make of their bands, in the column ``framelets``, see
-            :func:`~limbeck.evaluation.framelets.framelet_diagnostics`; and which of several
-            teachers nodes attend to, where nodes differ in that, in the column ``attention``, see
-            :func:`~limbeck.evaluation.teachers_by_degree.teachers_by_degree`.
+            :func:`~limbeck.evaluation.framelets.framelet_diagnostics`; which of several teachers
+            nodes attend to, where nodes differ in that, in the column ``attention``, see
+            :func:`~limbeck.evaluation.teachers_by_degree.teachers_by_degree`; and what else methods
+            make visible, in the column ``diagnostics``, see
+            :func:`~limbeck.evaluation.visible.diagnostics`.
         probe: Run the frozen-student probe of each method that compares layers, on an untrained
             student, once per cell, see :func:`~limbeck.evaluation.probe.probe`; the column
             ``probe_ratio`` holds what it leaves of the loss, and tables mark methods that it finds
@@ -174,7 +196,12 @@ class Bench(Options):
         probe_seeds: How many of a graph's seeds are probed, the first ones; ``None`` for all.
         half_layers: Keep the teachers' hidden layers as float16 in the cache, see
             :class:`~limbeck.teachers.cache.TeacherCache`.
-        latency: Measure the exported student's latency, once per graph and method.
+        latency: Measure once per graph and method, after all training, how long the exported
+            student takes for 1 and for 256 nodes (median, one thread), and how large it is:
+            ``bundle_bytes`` with everything stored of known nodes, ``model_bytes`` without. A
+            method whose cells were computed without it is trained once more for that. Of a teacher
+            the quicker of its answers that are exact: from the whole neighbourhood of the nodes,
+            or from the whole graph.
         data_root: Folder of the named data sets; ``LIMBECK_DATA`` by default.
     """
 
@@ -377,11 +404,13 @@ def run_bench(
         OutputError: ``out`` holds something else or cannot be written.
     """
     bench.check_names()
-    folder = _prepare(Path(out))
+    folder = _prepare(bench, Path(out))
     plan = list(groups(bench))
     for done, group in enumerate(_compute(bench, folder, plan, workers), start=1):
         if on_group is not None:
             on_group(group, done, len(plan))
+    if bench.latency:
+        measure_costs(bench, folder)
     table = collect(bench, folder)
     _write_parquet(table, folder / "runs.parquet")
     return table
@@ -389,16 +418,16 @@ def run_bench(
 
 def collect(bench: Bench, folder: Path) -> pa.Table:
     """The rows of a table that have been computed so far."""
-    files = [
-        path
+    cells = [
+        _with_costs(pq.read_table(path, schema=SCHEMA), _costs_file(bench, folder, group, method))
         for group in groups(bench)
         for method in (TEACHER, *bench.methods_of(group.teacher))
         if (path := _cell_path(bench, folder, group, method)).is_file()
     ]
-    if not files:
+    if not cells:
         return SCHEMA.empty_table()
     wanted = set(bench.settings)
-    table = pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])
+    table = pa.concat_tables(cells)
     keep = [setting in wanted for setting in table["setting"].to_pylist()]
     return table.filter(pa.array(keep))
 
@@ -434,8 +463,7 @@ def _compute(bench: Bench, folder: Path, plan: list[Group], workers: int) -> Ite
 
 def run_group(bench: Bench, folder: Path, group: Group) -> None:
     """Compute the missing cells of a group and write each as soon as it is done."""
-    graph = load_graph(group.graph, data_root=bench.data_root)
-    view = make_view(graph, group.settings[0], group.seed, unseen=bench.unseen)
+    view = _view_of(bench, group)
     reset_peak_memory()
     teachers = _fit_teachers(bench, group, view, group.seed)
     teacher_peak = peak_memory_mb()
@@ -444,18 +472,22 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
             continue
         method = _tuned(bench, folder, group, name)
         reset_peak_memory()
-        run = distill(view, teachers, method, group.seed)
+        run = distill(view, teachers, _noted(method) if bench.diagnostics else method, group.seed)
         peak = peak_memory_mb()
-        latency = _latency(bench, folder, group, run) if bench.latency else {}
+        if bench.latency:
+            _keep_for_costs(bench, folder, group, name, run)
         described = bench.diagnostics and routes(run.student)
         framelets = _framelets(run) if bench.diagnostics else None
+        visible = json.dumps(diagnostics(run), allow_nan=False) if bench.diagnostics else None
         ratio = _probe_ratio(run) if _is_probed(bench, group) else None
+        curve = json.dumps(training_curve(run.history))
         teachers_path = _cell_path(bench, folder, group, TEACHER)
         teachers_wanted = not teachers_path.is_file()
         rows = []
         teacher_rows = []
         for setting in group.settings:
             there = run.in_setting(setting)
+            trusted = reliabilities(there)
             rows.append(
                 {
                     **_row(group, setting, name, there.scores["student"]),
@@ -469,14 +501,30 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
                     "attention": _attention(there) if bench.diagnostics else None,
                     "probe_ratio": ratio,
                     "framelets": framelets,
-                    **latency,
+                    "curve": curve,
+                    "reliability": json.dumps({k: trusted[k] for k in ("student", "calibrated")}),
+                    "diagnostics": visible,
                 }
             )
             if teachers_wanted:
-                teacher_rows += _teacher_rows(group, setting, there, teacher_peak)
+                theirs = _teacher_rows(group, setting, there, teacher_peak)
+                theirs[0]["reliability"] = json.dumps({"teacher": trusted["teacher"]})
+                teacher_rows += theirs
         if teachers_wanted:
             _write_cell(teachers_path, teacher_rows)
         _write_cell(_cell_path(bench, folder, group, name), rows)
+
+
+def _view_of(bench: Bench, group: Group) -> View:
+    graph = load_graph(group.graph, data_root=bench.data_root)
+    return make_view(graph, group.settings[0], group.seed, unseen=bench.unseen)
+
+
+def _noted(method: Method) -> Method:
+    """The method, writing notes of its training if it can; its student is the same."""
+    if isinstance(method, ScopedMethod) and method.log_every == 0:
+        return method.replace(log_every=LOG_EVERY)
+    return method
 
 
 def _framelets(run: Run) -> str | None:
@@ -557,6 +605,24 @@ def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
     named = bench.candidates(name)
     if bench.trials == 1 and not named:
         return method
+    file = _tuned_file(bench, folder, group, name)
+    file.parent.mkdir(exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        if not file.is_file():
+            cases = []
+            graph = load_graph(group.graph, data_root=bench.data_root)
+            for seed in range(bench.tuning_seed, bench.tuning_seed + bench.tuning_seeds):
+                view = make_view(graph, group.settings[0], seed, unseen=bench.unseen)
+                cases.append(Case(view, tuple(_fit_teachers(bench, group, view, seed)), seed))
+            drawn = named or candidates(method, bench.trials, bench.tuning_seed)
+            kept = best_candidate(method, drawn, cases)
+            _write_text(file, json.dumps(kept.model_dump(mode="json"), sort_keys=True))
+    return type(method)(**json.loads(file.read_text()))
+
+
+def _tuned_file(bench: Bench, folder: Path, group: Group, name: str) -> Path:
+    """Where the options are kept that tuning found for a group's graph and cut."""
+    method = bench.method(name, group.graph, group.settings[0])
     cut = "whole" if group.settings[0] == "transductive" else "cut"
     digest = _digest(
         [
@@ -572,19 +638,7 @@ def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
             *_tuning_beyond(bench, name),
         ]
     )
-    file = folder / "tuned" / f"{method.name}.{digest}.json"
-    file.parent.mkdir(exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
-        if not file.is_file():
-            cases = []
-            graph = load_graph(group.graph, data_root=bench.data_root)
-            for seed in range(bench.tuning_seed, bench.tuning_seed + bench.tuning_seeds):
-                view = make_view(graph, group.settings[0], seed, unseen=bench.unseen)
-                cases.append(Case(view, tuple(_fit_teachers(bench, group, view, seed)), seed))
-            drawn = named or candidates(method, bench.trials, bench.tuning_seed)
-            kept = best_candidate(method, drawn, cases)
-            _write_text(file, json.dumps(kept.model_dump(mode="json"), sort_keys=True))
-    return type(method)(**json.loads(file.read_text()))
+    return folder / "tuned" / f"{method.name}.{digest}.json"
 
 
 def _tuning_beyond(bench: Bench, name: str) -> list[Any]:
@@ -606,25 +660,110 @@ def _row(group: Group, setting: str, method: str, scores: dict[str, Any]) -> dic
     }
 
 
-def _latency(bench: Bench, folder: Path, group: Group, run: Run) -> dict[str, float]:
-    """Latency of the exported student: that of a shape, so measured once per graph and method."""
-    digest = _digest(
-        [
-            group.graph,
-            run.method.name,
-            run.method.model_dump(mode="json"),
-            type(run.student).__name__,
-        ]
+def measure_costs(bench: Bench, folder: Path) -> None:
+    """Measure speed and size of what the table holds, once per graph and method.
+
+    Students that :func:`run_group` left for it are taken; where there is none, one is trained.
+
+    Args:
+        bench: The table.
+        folder: Its folder.
+    """
+    for group in groups(bench):
+        for name in (TEACHER, *bench.methods_of(group.teacher)):
+            file = _costs_file(bench, folder, group, name)
+            if file is None or file.is_file():
+                continue
+            cell = pq.read_table(_cell_path(bench, folder, group, name), schema=SCHEMA)
+            if not any(cell[column].null_count for column in COSTS):
+                continue
+            file.parent.mkdir(exist_ok=True)
+            if name == TEACHER:
+                _write_text(file, json.dumps(_teacher_costs(bench, group)))
+                continue
+            bundle = file.with_suffix(".bundle")
+            if not bundle.is_dir():
+                view = _view_of(bench, group)
+                teachers = _fit_teachers(bench, group, view, group.seed)
+                distill(view, teachers, _tuned(bench, folder, group, name), group.seed).save(bundle)
+            _write_text(file, json.dumps(_student_costs(bundle)))
+            shutil.rmtree(bundle)
+
+
+def _student_costs(bundle: Path) -> dict[str, float]:
+    """Latency and size of a bundle; ``model_bytes`` leaves out what is stored of known nodes."""
+    figures = measure_latency(load_bundle(bundle), (1, 256), seconds=LATENCY_SECONDS)
+    sizes = {path: path.stat().st_size for path in bundle.rglob("*") if path.is_file()}
+    stored = sum(size for path, size in sizes.items() if bundle / "store" in path.parents)
+    total = sum(sizes.values())
+    return {
+        **{f"latency_us_b{size}": figures["x"][str(size)]["p50_us"] for size in (1, 256)},
+        "bundle_bytes": total,
+        "model_bytes": total - stored,
+    }
+
+
+def _teacher_costs(bench: Bench, group: Group) -> dict[str, float]:
+    """Latency of a teacher's exact answer, whichever way is quicker."""
+    (member,) = bench.members(group.teacher)
+    graph = load_graph(group.graph, data_root=bench.data_root)
+    options = teacher_options(member.teacher, group.graph, **member.options).model_dump()
+    figures = measure_teacher_latency(
+        member.teacher, options, graph, (1, 256), seconds=LATENCY_SECONDS
     )
-    file = folder / "latency" / f"{digest}.json"
-    if not file.is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            bundle = run.save(Path(scratch) / "bundle")
-            figures = measure_latency(load_bundle(bundle), (1, 256), seconds=LATENCY_SECONDS)
-        file.parent.mkdir(exist_ok=True)
-        _write_text(file, json.dumps(figures))
-    figures = json.loads(file.read_text())
-    return {f"latency_us_b{size}": figures["x"][str(size)]["p50_us"] for size in (1, 256)}
+    exact = [figures[way] for way in figures if way != "teacher, drawn neighbours"]
+    return {
+        f"latency_us_b{size}": min(way[str(size)]["p50_us"] for way in exact) for size in (1, 256)
+    }
+
+
+def _keep_for_costs(bench: Bench, folder: Path, group: Group, name: str, run: Run) -> None:
+    """Leave the student for :func:`measure_costs`, if it is the first one of its graph."""
+    file = _costs_file(bench, folder, group, name)
+    if file is None or file.is_file():
+        return
+    file.parent.mkdir(exist_ok=True)
+    bundle = file.with_suffix(".bundle")
+    with FileLock(file.with_suffix(".lock")):
+        if not bundle.is_dir():
+            run.save(bundle)
+
+
+def _costs_file(bench: Bench, folder: Path, group: Group, name: str) -> Path | None:
+    """Where speed and size are kept; ``None`` for what is not measured or not known yet.
+
+    Its name holds what they depend on: the graph and the options, not the seed.
+    """
+    if name == TEACHER:
+        (member, *others) = bench.members(group.teacher)
+        if others or member.teacher not in TIMED_TEACHERS:
+            return None
+        kind = f"{TEACHER}-{member.teacher}"
+        options = teacher_options(member.teacher, group.graph, **member.options).model_dump()
+    else:
+        method = bench.method(name, group.graph, group.settings[0])
+        if bench.trials > 1 or bench.candidates(name):
+            tuned = _tuned_file(bench, folder, group, name)
+            if not tuned.is_file():
+                return None
+            method = type(method)(**json.loads(tuned.read_text()))
+        kind, options = method.name, method.model_dump(mode="json")
+    return folder / "costs" / f"{kind}.{_digest([group.graph, kind, options])}.json"
+
+
+def _with_costs(cell: pa.Table, file: Path | None) -> pa.Table:
+    """A cell's rows with speed and size, where they are known and not there yet.
+
+    Rows of the members of a committee have none.
+    """
+    if file is None or not file.is_file():
+        return cell
+    for column, value in json.loads(file.read_text()).items():
+        place = SCHEMA.get_field_index(column)
+        values = [value if there is None else there for there in cell[column].to_pylist()]
+        field = SCHEMA.field(place)
+        cell = cell.set_column(place, field, pa.array(values, type=field.type))
+    return cell
 
 
 def _missing(bench: Bench, folder: Path, group: Group) -> list[str]:
@@ -685,7 +824,7 @@ def _digest(parts: list[Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def _prepare(folder: Path) -> Path:
+def _prepare(bench: Bench, folder: Path) -> Path:
     marker = folder / "bench.json"
     if folder.exists() and not marker.is_file() and any(folder.iterdir()):
         raise OutputError(
@@ -693,10 +832,17 @@ def _prepare(folder: Path) -> Path:
         )
     try:
         (folder / "cells").mkdir(parents=True, exist_ok=True)
-        _write_text(marker, json.dumps({"limbeck": limbeck.__version__}))
+        about = {"limbeck": limbeck.__version__, "bench": bench.model_dump(mode="json")}
+        _write_text(marker, json.dumps({**about, "versions": _versions()}))
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}).") from None
     return folder
+
+
+def _versions() -> dict[str, str]:
+    """What the figures depend on, beside our own code."""
+    packages = ("torch", "torch-geometric", "numpy", "scipy", "scikit-learn", "onnxruntime")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def _write_cell(path: Path, rows: list[dict[str, Any]]) -> None:

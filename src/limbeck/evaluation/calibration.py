@@ -1,14 +1,15 @@
-"""Temperature scaling: one number that makes probabilities mean what they say."""
+"""How far probabilities mean what they say, and the one number that makes them do so."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from limbeck.evaluation.metrics import questions, require_scorable
+from limbeck.evaluation.metrics import ECE_BINS, questions, require_scorable
 
 #: Temperatures that :func:`fit_temperature` can return, lowest and highest.
 TEMPERATURES = (0.05, 20.0)
@@ -51,3 +52,40 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     # the search never tries the ends themselves; 1 comes first, for logits that no T can help
     return math.exp(min((0.0, float(found.x), low, high), key=loss))
+
+
+def reliability(
+    logits: Tensor, labels: Tensor, *, bins: int = ECE_BINS
+) -> dict[str, list[int] | list[float | None]]:
+    """A reliability diagram: how sure nodes are answered, and how often that is right.
+
+    The bins are those of :func:`~limbeck.evaluation.metrics.expected_calibration_error`, which is
+    the mean distance of the two, weighted by the number of nodes.
+
+    Args:
+        logits: Float ``[N, C]``.
+        labels: int64 ``[N]``; or ones and zeros ``[N, C]`` for several labels, each a question of
+            two classes.
+        bins: Number ``M`` of bins of equal width over [0, 1].
+
+    Returns:
+        ``count``, nodes per bin; ``confidence`` and ``accuracy``, their means, ``None`` for an
+        empty bin.
+
+    Raises:
+        InputError: As for :func:`fit_temperature`.
+    """
+    if labels.dim() == 2:
+        logits, labels = questions(logits, labels)
+    logits, labels = require_scorable(logits, labels)
+    sure, answer = logits.softmax(dim=1).max(dim=1)  # [N], [N]
+    inner_edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
+    which = torch.bucketize(sure, inner_edges)  # [N], a value on an edge goes to the left
+    count = torch.bincount(which, minlength=bins)
+
+    def means(values: Tensor) -> list[float | None]:
+        total = torch.bincount(which, values.double(), minlength=bins)
+        pairs = zip(total.tolist(), count.tolist(), strict=True)
+        return [round(of / nodes, 4) if nodes else None for of, nodes in pairs]
+
+    return {"count": count.tolist(), "confidence": means(sure), "accuracy": means(answer == labels)}

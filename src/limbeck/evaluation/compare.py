@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy.stats import bootstrap, rankdata
+from scipy.stats import bootstrap, friedmanchisquare, rankdata, studentized_range
 
 from limbeck.errors import InputError, OptionError, unknown_name
 
@@ -117,6 +117,37 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class CriticalDifference:
+    r"""Whether mean ranks tell students apart, by Friedman's test and Nemenyi's.
+
+    Over ``N`` cells and ``k`` students, mean ranks that are closer than
+
+    .. math:: \mathrm{CD} = q_\alpha \sqrt{\frac{k (k + 1)}{6 N}}
+
+    are not told apart ("Statistical Comparisons of Classifiers over Multiple Data Sets", Demšar,
+    JMLR 2006, https://jmlr.org/papers/v7/demsar06a.html). Cells count as independent, and settings
+    of one graph hardly are: read it as a picture of the ranks rather than as a proof.
+
+    Args:
+        methods: The students, best mean rank first.
+        ranks: Their mean ranks.
+        num_cells: Number of complete cells ``N``.
+        distance: The critical difference.
+        alpha: Level of both tests.
+        p_value: Of Friedman's test that all students are alike.
+        groups: Longest runs of students that are not told apart, each two or more.
+    """
+
+    methods: tuple[str, ...]
+    ranks: tuple[float, ...]
+    num_cells: int
+    distance: float
+    alpha: float
+    p_value: float
+    groups: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All that a report says of a table of runs; made by :func:`compare`.
 
@@ -130,6 +161,8 @@ class Comparison:
         confidence: Level of the intervals.
         degenerate: Cells and methods whose loss the frozen-student probe brought to nothing, in the
             median over the seeds; see :mod:`limbeck.evaluation.probe`.
+        critical: Whether mean ranks tell the students apart; ``None`` where there are fewer than
+            three of them, or fewer than two complete cells.
     """
 
     metric: str
@@ -139,6 +172,7 @@ class Comparison:
     standings: tuple[Standing, ...]
     confidence: float
     degenerate: frozenset[tuple[Cell, str]] = frozenset()
+    critical: CriticalDifference | None = None
 
 
 def compare(
@@ -188,6 +222,7 @@ def compare(
         standings=tuple(standings(runs, metric)),
         confidence=confidence,
         degenerate=frozenset(_degenerate(runs)),
+        critical=critical_difference(runs, metric),
     )
 
 
@@ -312,6 +347,60 @@ def standings(runs: Runs, metric: str = "test_accuracy") -> list[Standing]:
             )
         )
     return sorted(found, key=lambda standing: standing.mean_rank)
+
+
+def critical_difference(
+    runs: Runs, metric: str = "test_accuracy", *, alpha: float = 0.05
+) -> CriticalDifference | None:
+    """Test the students' mean ranks over the cells that have every method.
+
+    Args:
+        runs: The runs; those whose metric is null are left out.
+        metric: One of :data:`METRICS`.
+        alpha: Level of the tests, between 0 and 1.
+
+    Returns:
+        What was found; ``None`` for fewer than three students or two complete cells.
+
+    Raises:
+        OptionError: If the metric is unknown or ``alpha`` is out of range.
+        InputError: As for :func:`compare`.
+    """
+    if not 0 < alpha < 1:
+        raise OptionError(f"alpha is {alpha}: give a level between 0 and 1.")
+    figures = _figures(runs, metric)
+    methods = _methods(figures)
+    students = [method for method in methods if not is_teacher(method)]
+    cells = [cell for cell, by_method in figures.items() if len(by_method) == len(methods)]
+    k, n = len(students), len(cells)
+    if k < 3 or n < 2:
+        return None
+    means = _means(figures, cells, students)  # [cells, students]
+    ranks = rankdata(-means, axis=1).mean(axis=0)
+    # all alike in every cell: there is nothing to rank, and the test is not defined
+    alike = bool((np.ptp(means, axis=1) == 0).all())
+    p_value = 1.0 if alike else float(friedmanchisquare(*means.T).pvalue)
+    q = float(studentized_range.ppf(1 - alpha, k, np.inf)) / math.sqrt(2)
+    distance = q * math.sqrt(k * (k + 1) / (6 * n))
+    order = np.argsort(ranks, kind="stable")
+    names, values = tuple(students[i] for i in order), tuple(float(ranks[i]) for i in order)
+    return CriticalDifference(
+        names, values, n, distance, alpha, p_value, _cliques(names, values, distance)
+    )
+
+
+def _cliques(
+    methods: Sequence[str], ranks: Sequence[float], distance: float
+) -> tuple[tuple[str, ...], ...]:
+    """Longest runs of methods in order whose ends are less than ``distance`` apart."""
+    found: list[tuple[str, ...]] = []
+    reached = 0
+    for first, rank in enumerate(ranks):
+        end = sum(other - rank < distance for other in ranks[first:]) + first
+        if end - first > 1 and end > reached:
+            found.append(tuple(methods[first:end]))
+            reached = end
+    return tuple(found)
 
 
 #: Per cell and method, the figure of each seed.

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.evaluation.compare import METRICS, Cell, Comparison, Difference, Summary, is_teacher
+from limbeck.evaluation.compare import (
+    METRICS,
+    Cell,
+    Comparison,
+    CriticalDifference,
+    Difference,
+    Summary,
+    is_teacher,
+)
 
 SELECTION_RULE = (
     "checkpoint of best validation accuracy on the observed graph, ties to the later epoch; "
@@ -59,6 +67,8 @@ def to_markdown(comparison: Comparison) -> str:
         parts += [_markdown_table(*_standings(comparison)), f"*{_standing_note(comparison)}*"]
     else:
         parts.append(_NO_STANDINGS)
+    if comparison.critical is not None:
+        parts.append(critical_note(comparison.critical))
     return "\n\n".join(parts) + "\n"
 
 
@@ -223,6 +233,20 @@ def _standing_note(comparison: Comparison) -> str:
         f"{comparison.standings[0].num_cells} cells that have every method. Gaps in percentage "
         "points, in the cell where they are largest; negative: above the teacher."
     )
+
+
+def critical_note(critical: CriticalDifference) -> str:
+    """What the tests of the mean ranks say, in sentences."""
+    level = f"{100 * critical.alpha:g} %"
+    p_value = "p < 0.001" if critical.p_value < 0.001 else f"p = {critical.p_value:.3f}"
+    alike = "; ".join(" – ".join((group[0], group[-1])) for group in critical.groups)
+    told = f"Not told apart, each from first to last in rank: {alike}." if alike else ""
+    if critical.p_value >= critical.alpha:
+        told = "So no difference between the students is shown."
+    return (
+        f"Friedman's test over {critical.num_cells} cells: {p_value}; critical difference of mean "
+        f"ranks (Nemenyi, {level}): {critical.distance:.2f}. {told}"
+    ).rstrip()
 
 
 def _cells(comparison: Comparison) -> list[Cell]:
