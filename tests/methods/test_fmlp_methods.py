@@ -62,7 +62,7 @@ def distilled(name: str, view: View, soft: Tensor | None = None, **options: obje
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("fmlp-o", {"num_layers": 3, "table_decay": 0.0}),
+        ("fmlp-o", {"num_layers": 3, "table_decay": 1e-4}),
         ("fmlp-o", {"gate": "released", "tied": True, "fidelity": "released", "two_step": True}),
         ("fmlp-s", {"new_nodes": "predictor", "bank": "linear", "label_weight": 0.3}),
         ("fmlp-s", {"new_nodes": "features-only", "tied": True, "greedy_restore": True}),
