@@ -142,6 +142,18 @@ def test_a_file_that_is_no_array(write_tiny: Callable[..., Path], content: bytes
         NodeStore.open(opened)
 
 
+def test_values_that_start_in_the_wrong_place(write_tiny: Callable[..., Path]) -> None:
+    bundle = write_tiny()
+    opened = open_bundle(bundle)
+    file = bundle / "store" / "logits.npy"
+    content = bytearray(file.read_bytes())
+    content[8] -= 1  # the length of the head; the byte that it loses is one of its spaces
+    content.pop(content.index(b"  "))
+    file.write_bytes(bytes(content))
+    with pytest.raises(BundleError, match=r"logits\.npy is damaged: its head has a wrong length"):
+        NodeStore.open(opened)
+
+
 @pytest.mark.parametrize(
     ("offsets", "named"),
     [

@@ -21,7 +21,7 @@ def checked_array(
     """Array ``name`` of a store, which must be of that type and shape (``None`` is any length).
 
     Raises:
-        BundleError: It is missing or of another type or shape.
+        BundleError: It is missing, of another type or shape, or its head is damaged.
     """
     if name not in arrays:
         raise BundleError(f"{where}/{name}.npy is missing.")
@@ -35,4 +35,6 @@ def checked_array(
             f"{where}/{name}.npy holds {array.dtype} of shape {array.shape}, and must hold "
             f"{np.dtype(dtype)} of shape ({wanted_shape})."
         )
+    if not array.flags.aligned:  # NumPy writes heads whose length is a multiple of 64
+        raise BundleError(f"{where}/{name}.npy is damaged: its head has a wrong length.")
     return array
