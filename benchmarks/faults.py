@@ -16,7 +16,8 @@ is 1 where one found what may not be.
   and its versions answer; none that was acknowledged is lost.
 * *disk*: files may not grow any more. The change is refused, nothing of it is there, and what was
   acknowledged before is.
-* *overlay*: one that is damaged, cut off, of another bundle, or no overlay at all.
+* *overlay*: one that is damaged, cut off, of another bundle, or no overlay at all: it is refused, or
+  holds all that was acknowledged.
 * *writers*: two processes write into one overlay; every change is there, and has its own number.
 * *bundles*: files of the bundle damaged, cut off or taken away, and manifests that say something
   else: one sentence each, or an answer.
@@ -330,10 +331,12 @@ def damaged_overlays(bundle: Path, bounds: Bounds) -> str:
             foreign = one_sentence(error)
         else:
             raise AssertionError("an overlay of another bundle is taken")
+    assert not found["other"], (
+        f"{found['other']} of {found.total()} damages changed content unnoticed"
+    )
     return (
         f"{found['refused']} refused by name, {found['read']} read with all that was acknowledged "
-        "(the damage met free or unused bytes), "
-        f"{found['other']} read with a byte of its content changed; "
+        "(the damage met free or unused bytes), none with content changed; "
         f"that of another bundle: {foreign.replace(folder, '')}"
     )
 

@@ -115,6 +115,7 @@ def run_without(blocked: list[str], code: str) -> None:
 @pytest.mark.parametrize("room", ANSWERING)
 def test_the_answering_wing_needs_no_training_library(room):
     names = ["torch", "torch_geometric", "scipy", "sklearn", "numba", "pydantic", "yaml", "onnx"]
+    names.append("redis")
     run_without(names, f"import limbeck.{room}")
 
 

@@ -38,8 +38,8 @@ def neighborly(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def live(neighborly: Path, tmp_path: Path) -> OverlaidStudent:
-    return limbeck.load(neighborly).with_overlay(tmp_path / "overlay")
+def live(neighborly: Path, place: str | Path) -> OverlaidStudent:
+    return limbeck.load(neighborly).with_overlay(place)
 
 
 def rows(student: BundledStudent, nodes: list[int]) -> np.ndarray:
@@ -109,7 +109,7 @@ def test_new_nodes_and_unknown_neighbours(live: OverlaidStudent, neighborly: Pat
 
 
 def test_a_deleted_node_leaves_the_sums_of_others(
-    live: OverlaidStudent, neighborly: Path, tmp_path: Path
+    live: OverlaidStudent, neighborly: Path, place: str | Path
 ) -> None:
     plain = limbeck.load(neighborly)
     node = next(n for n in plain.store.ids.tolist() if neighbors(plain, n))
@@ -127,7 +127,7 @@ def test_a_deleted_node_leaves_the_sums_of_others(
     with pytest.raises(RequestError, match="was deleted"):
         live.add_edges([(node, gone)])
     # another process reads the same
-    other = limbeck.load(neighborly).with_overlay(tmp_path / "overlay")
+    other = limbeck.load(neighborly).with_overlay(place)
     np.testing.assert_allclose(other.predict_logits([node]), expected, **CLOSE)
 
 

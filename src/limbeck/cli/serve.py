@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -16,7 +15,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     workers: int = 1,
-    overlay: Path | None = None,
+    overlay: Annotated[str | None, Parameter(env_var="LIMBECK_OVERLAY")] = None,
     token: Annotated[str | None, Parameter(env_var="LIMBECK_TOKEN")] = None,
     max_body_mb: int = 32,
     max_batch: int = 4096,
@@ -32,8 +31,9 @@ def serve(
         host: Address to listen on.
         port: Port to listen on.
         workers: Processes; each holds its own models and answers on one thread.
-        overlay: Folder of the files that keep new and changed nodes, made if it is not there;
-            without it nodes cannot change.
+        overlay: Folder of the files that keep new and changed nodes, made if it is not there; or a
+            Redis server for several replicas, redis://HOST:PORT/DATABASE, with a password better
+            given as the environment's LIMBECK_OVERLAY. Without it nodes cannot change.
         token: What requests must bear in the header "Authorization: Bearer", better given as the
             environment's LIMBECK_TOKEN. Without it all pass, and bundles cannot be swapped.
         max_body_mb: Megabytes of a request.
@@ -49,12 +49,15 @@ def serve(
     if workers < 1:
         raise OptionError(f"option --workers is {workers}: it must be at least 1.")
     try:
+        from limbeck.runtime.changes import is_redis
         from limbeck.serving import Limits, Settings, named_bundles
         from limbeck.serving import serve as run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("limbeck"):
             raise
         raise missing_extra(error.name, "serve") from None
+    if overlay is not None and not is_redis(overlay):
+        overlay = os.path.abspath(overlay)
     limits = Limits(
         max_body=max_body_mb * 2**20,
         max_batch=max_batch,
@@ -65,7 +68,7 @@ def serve(
     settings = Settings(
         bundles=named_bundles(bundles),
         plan="",
-        overlay=None if overlay is None else os.path.abspath(overlay),
+        overlay=overlay or None,
         token=token or None,
         log_requests=log_requests,
         limits=limits,

@@ -11,10 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.errors import RequestError
+from limbeck.runtime.changes import (
+    ChangeWriter,
+    EdgeChange,
+    KeptChanges,
+    NodeChange,
+    NodeId,
+    open_changes,
+)
 from limbeck.runtime.explain import BandExplanation, StructureExplanation, explain_structure
 from limbeck.runtime.kernel import Routes
 from limbeck.runtime.live import LiveStructure
-from limbeck.runtime.overlay import EdgeChange, NodeChange, NodeId, Overlay, OverlayWriter
 from limbeck.runtime.predictor import BundledStudent, Nodes
 from limbeck.runtime.rows import CsrRows, Rows, check_rows
 from limbeck.runtime.structure import Edges
@@ -48,9 +55,9 @@ class OverlaidStudent(BundledStudent):
         student.upsert(["paper-9000"], rows, neighbors=[["paper-4", "paper-17"]])
         student.predict(nodes=["paper-9000"])
 
-    A change is on the disk when its call returns, and other processes that have the same overlay
-    open answer with it from their next call on. What a changed node's answer depends on is updated
-    so:
+    A change is on the disk when its call returns (on a Redis server as that server keeps it), and
+    other processes that have the same overlay open answer with it from their next call on. What a
+    changed node's answer depends on is updated so:
 
     * Features: the answer is computed anew.
     * Neighbours, for a student that sums over them (``sa-mlp``): the sum moves by the one row that
@@ -68,12 +75,14 @@ class OverlaidStudent(BundledStudent):
 
     Args:
         student: The student.
-        path: File of the overlay; made if it is not there.
-        verify: Check the whole file for damage.
+        path: File of the overlay, made if it is not there; or a Redis server, ``redis://...``, see
+            :class:`~limbeck.runtime.redis_overlay.RedisOverlay`.
+        verify: Check all of the overlay for damage.
 
     Raises:
-        BundleError: The file is no overlay, is damaged, or belongs to another bundle.
-        OutputError: The file cannot be made or written.
+        BundleError: It is no overlay, is damaged, or belongs to another bundle.
+        OutputError: It cannot be made or written, or the server cannot be reached.
+        MissingExtraError: It is on a Redis server, and redis-py is not installed.
     """
 
     def __init__(
@@ -90,10 +99,12 @@ class OverlaidStudent(BundledStudent):
             neighborhood=student.neighborhood,
             cascade=None if student.manifest.cascade is None else student.cascade,
         )
-        self.overlay = Overlay(path, student.manifest, verify=verify)
+        self.overlay: KeptChanges = open_changes(path, student.manifest, verify=verify)
+        self._losses = self.overlay.losses
         self._lock = threading.RLock()
         self._live = None if student.structure is None else LiveStructure(student)
         self._is_sparse = isinstance(self.store.features(np.empty(0, dtype=np.int64)), CsrRows)
+        self._is_behind = False  # whether a change is known of and not read
         self._version = 0
         self._is_gone: dict[NodeId, bool] = {}  # of each changed node
         self._gone: set[NodeId] = set()
@@ -255,6 +266,7 @@ class OverlaidStudent(BundledStudent):
             raise RequestError("give x, neighbors or both: there is nothing to change.")
         rows = self.store.find(ids).tolist()
         with self.overlay.writing() as writer:
+            writer.fetch([*ids, *(node for given in lists or () for node in given)])
             for place, (node, row, blob) in enumerate(zip(ids, rows, blobs, strict=True)):
                 self._refuse_known(node, row)
                 entry = writer.node(node)
@@ -297,10 +309,13 @@ class OverlaidStudent(BundledStudent):
         ids = self._checked_ids(nodes)
         rows = self.store.find(ids).tolist()
         with self.overlay.writing() as writer:
+            writer.fetch(ids)
             for node, row in zip(ids, rows, strict=True):
                 self._refuse_known(node, row)
                 self._present(writer, node, row)
-                for receiver in self._receivers(writer, node, row):
+                receivers = self._receivers(writer, node, row)
+                writer.fetch(receivers)
+                for receiver in receivers:
                     self._touch(writer, receiver)
                     writer.put_edges(receiver, [node], is_there=False)
                 if self.reads_neighbors:
@@ -310,15 +325,18 @@ class OverlaidStudent(BundledStudent):
             return writer.version
 
     def close(self) -> None:
-        """Close the overlay's file."""
+        """Close the overlay."""
         self.overlay.close()
 
     # ------------------------------------------------------------ what changed
 
     def _refresh(self) -> None:
         """Learn what any process has committed since."""
-        if not self.overlay.is_changed():
+        self._is_behind |= self.overlay.is_changed()
+        if not self._is_behind:
             return
+        if self.overlay.losses != self._losses:
+            self._forget()
         changes = self.overlay.changes_since(self._version)
         for node, is_gone, version in changes:
             self._is_gone[node] = is_gone
@@ -328,6 +346,15 @@ class OverlaidStudent(BundledStudent):
         if now_gone or self._gone:
             # a new set, since others may be reading the old one
             self._gone = (self._gone - {node for node, _, _ in changes}) | now_gone
+        self._is_behind = False  # not where reading failed: the next call reads again
+
+    def _forget(self) -> None:
+        """Begin again with the bundle: what was read may be there no more."""
+        self._losses = self.overlay.losses
+        self._version = 0
+        self._is_gone, self._gone, self._answers, self._applied = {}, set(), {}, {}
+        if self._live is not None:
+            self._live = LiveStructure(self._live.student)
 
     def _split(self, nodes: Any) -> tuple[list[Any], dict[int, NodeId]]:
         """Ids as a list, and those of changed nodes by their place."""
@@ -545,7 +572,7 @@ class OverlaidStudent(BundledStudent):
                 "would change, too; make a new bundle."
             )
 
-    def _present(self, writer: OverlayWriter, node: NodeId, row: int) -> NodeChange | None:
+    def _present(self, writer: ChangeWriter, node: NodeId, row: int) -> NodeChange | None:
         """The entry of a node that must be there, ``None`` for one as the bundle has it."""
         entry = writer.node(node)
         if entry is None and row < 0:
@@ -554,12 +581,12 @@ class OverlaidStudent(BundledStudent):
             raise RequestError(f"the node {node!r} was deleted.")
         return entry
 
-    def _check_not_gone(self, writer: OverlayWriter, neighbor: NodeId) -> None:
+    def _check_not_gone(self, writer: ChangeWriter, neighbor: NodeId) -> None:
         entry = writer.node(neighbor)
         if entry is not None and entry.is_deleted:
             raise RequestError(f"the neighbor {neighbor!r} was deleted.")
 
-    def _touch(self, writer: OverlayWriter, node: NodeId) -> None:
+    def _touch(self, writer: ChangeWriter, node: NodeId) -> None:
         """Note that a node's edges change."""
         entry = writer.node(node)
         if entry is None:
@@ -567,7 +594,7 @@ class OverlaidStudent(BundledStudent):
         elif not entry.is_deleted:
             writer.put_node(node, entry.x, has_own_edges=entry.has_own_edges)
 
-    def _current(self, writer: OverlayWriter, node: NodeId, row: int) -> set[NodeId]:
+    def _current(self, writer: ChangeWriter, node: NodeId, row: int) -> set[NodeId]:
         """The ids of all neighbours that a node has."""
         current: set[NodeId] = set()
         if self.structure is not None and row >= 0:
@@ -579,7 +606,7 @@ class OverlaidStudent(BundledStudent):
         return current
 
     def _put_neighbors(
-        self, writer: OverlayWriter, node: NodeId, row: int, wanted: list[NodeId]
+        self, writer: ChangeWriter, node: NodeId, row: int, wanted: list[NodeId]
     ) -> bool:
         """Give a node these neighbours and no others; returns whether all are kept here."""
         for neighbor in wanted:
@@ -604,13 +631,14 @@ class OverlaidStudent(BundledStudent):
         flat = self._checked_ids([node for pair in pairs for node in pair])
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
         with self.overlay.writing() as writer:
+            writer.fetch(flat)
             for node, neighbor in pairs:
                 self._change_edge(writer, node, neighbor, is_there=is_there)
                 if undirected and self._goes_back(writer, neighbor):
                     self._change_edge(writer, neighbor, node, is_there=is_there)
             return writer.version
 
-    def _goes_back(self, writer: OverlayWriter, neighbor: NodeId) -> bool:
+    def _goes_back(self, writer: ChangeWriter, neighbor: NodeId) -> bool:
         """Whether an edge can also lead to the neighbour: it is there, and its edges are kept."""
         row = int(self.store.find([neighbor])[0])
         entry = writer.node(neighbor)
@@ -619,7 +647,7 @@ class OverlaidStudent(BundledStudent):
         return self.structure is not None or (entry is not None and entry.has_own_edges)
 
     def _change_edge(
-        self, writer: OverlayWriter, node: NodeId, neighbor: NodeId, *, is_there: bool
+        self, writer: ChangeWriter, node: NodeId, neighbor: NodeId, *, is_there: bool
     ) -> None:
         row = int(self.store.find([node])[0])
         self._refuse_known(node, row)
@@ -638,7 +666,7 @@ class OverlaidStudent(BundledStudent):
         writer.put_edges(node, [neighbor], is_there=is_there)
         self._touch(writer, node)
 
-    def _receivers(self, writer: OverlayWriter, node: NodeId, row: int) -> list[NodeId]:
+    def _receivers(self, writer: ChangeWriter, node: NodeId, row: int) -> list[NodeId]:
         """The nodes that have an edge from this one."""
         receivers: dict[NodeId, None] = dict.fromkeys(writer.receivers(node))
         if self.structure is not None and row >= 0:

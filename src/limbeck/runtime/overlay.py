@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any
 
 from limbeck.errors import BundleError, OutputError
 from limbeck.runtime.bundle import Manifest
+from limbeck.runtime.changes import (
+    EdgeChange,
+    NodeChange,
+    NodeId,
+    OverlayCounts,
+    bundle_digest,
+    checksum,
+    damaged_row,
+)
 
-NodeId: TypeAlias = int | str
-
-FORMAT = 1
+FORMAT = 2
 _APPLICATION = 0x4C494D42
 """SQLite's ``application_id`` of an overlay: ``LIMB``."""
 
@@ -28,7 +33,8 @@ CREATE TABLE nodes (
     x BLOB,                               -- features, NULL for those of the bundle
     has_own_edges INTEGER NOT NULL,       -- 1: its edges are those below, and no others
     is_deleted INTEGER NOT NULL,
-    version INTEGER NOT NULL
+    version INTEGER NOT NULL,
+    checksum BLOB NOT NULL                -- of the other columns: SQLite has none of content
 );
 CREATE INDEX nodes_by_version ON nodes (version);
 CREATE TABLE edges (
@@ -36,68 +42,11 @@ CREATE TABLE edges (
     neighbor NOT NULL,
     is_there INTEGER NOT NULL,            -- 0: an edge of the bundle that is gone
     version INTEGER NOT NULL,
+    checksum BLOB NOT NULL,
     PRIMARY KEY (node, neighbor)
 ) WITHOUT ROWID;
 CREATE INDEX edges_by_neighbor ON edges (neighbor);
 """
-
-
-class NodeChange(NamedTuple):
-    """What is kept of a changed or new node.
-
-    Args:
-        id: Its id.
-        x: Its features as bytes, ``None`` for those of the bundle.
-        has_own_edges: Whether its edges are those of the overlay and no others.
-        is_deleted: Whether it is gone.
-        version: The version that last changed it.
-    """
-
-    id: NodeId
-    x: bytes | None
-    has_own_edges: bool
-    is_deleted: bool
-    version: int
-
-
-class EdgeChange(NamedTuple):
-    """An edge to a node that came, or one of the bundle that went.
-
-    Args:
-        neighbor: Id of the node that the edge comes from.
-        is_there: Whether it is there now.
-        version: The version that last changed it.
-    """
-
-    neighbor: NodeId
-    is_there: bool
-    version: int
-
-
-class OverlayCounts(NamedTuple):
-    """How much an overlay holds.
-
-    Args:
-        version: Number of the last change, 0 for none.
-        nodes: Nodes that are new, or whose features or edges changed.
-        deleted: Nodes that are gone.
-        edges_added: Edges that are not in the bundle.
-        edges_removed: Edges of the bundle that are gone.
-        bytes: Size of the file and of its write-ahead log.
-    """
-
-    version: int
-    nodes: int
-    deleted: int
-    edges_added: int
-    edges_removed: int
-    bytes: int
-
-
-def bundle_digest(manifest: Manifest) -> str:
-    """What a bundle is known by: the sha256 of the checksums of all its files."""
-    checksums = {name: entry.sha256 for name, entry in sorted(manifest.files.items())}
-    return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
 
 
 class Overlay:
@@ -106,12 +55,13 @@ class Overlay:
     It keeps them and answers nothing; :class:`~limbeck.runtime.OverlaidStudent` does. A change is
     on the disk when :meth:`writing` ends: the file is in WAL mode, and each commit waits for the
     disk (``synchronous=FULL``). Any number of processes read beside one that writes; two that write
-    take turns. A process that is killed leaves its last commit, never half of one.
+    take turns. A process that is killed leaves its last commit, never half of one. Each row has a
+    checksum, which is compared whenever it is read.
 
     Args:
         path: The file; made if it is not there.
         manifest: The bundle that it belongs to.
-        verify: Check the whole file for damage, about a second per gigabyte.
+        verify: Check the whole file for damage: its structure, its indices and every row.
         wait_seconds: How long to wait for another process that writes.
 
     Raises:
@@ -137,12 +87,15 @@ class Overlay:
             self._writer = self._connect()
             self._prepare(bundle_digest(manifest), manifest)
             if verify:
-                found = self._writer.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if found != "ok":
-                    raise BundleError(f"the overlay {self.path} is damaged: {_one_line(found)}.")
+                self._verify()
             self._reader = self._connect()
             self._reader.execute("PRAGMA query_only = 1")
         self._seen: int | None = None
+
+    @property
+    def losses(self) -> int:
+        """0: what a file has acknowledged is never lost."""
+        return 0
 
     def close(self) -> None:
         """Close the file; nothing that was acknowledged is lost without."""
@@ -161,10 +114,10 @@ class Overlay:
 
     def changes_since(self, version: int) -> list[tuple[NodeId, bool, int]]:
         """Id, whether it is gone, and version of each node that changed after ``version``."""
-        query = "SELECT id, is_deleted, version FROM nodes WHERE version > ?"
+        query = "SELECT * FROM nodes WHERE version > ?"
         with self._read_lock, self._told():
-            rows = self._reader.execute(query, (version,)).fetchall()
-        return [(node, bool(is_deleted), changed) for node, is_deleted, changed in rows]
+            changes = (self._node(row) for row in self._reader.execute(query, (version,)))
+            return [(change.id, change.is_deleted, change.version) for change in changes]
 
     def read(
         self, nodes: Sequence[NodeId], since: Sequence[int]
@@ -182,7 +135,7 @@ class Overlay:
             self._reader.execute("BEGIN")
             try:
                 return [
-                    _read(self._reader, node, version)
+                    (self._entry(self._reader, node), self._edges(self._reader, node, version))
                     for node, version in zip(nodes, since, strict=True)
                 ]
             finally:
@@ -218,7 +171,7 @@ class Overlay:
         with self._write_lock, self._told():
             self._writer.execute("BEGIN IMMEDIATE")
             try:
-                yield OverlayWriter(self._writer)
+                yield OverlayWriter(self, self._writer)
                 self._writer.execute("COMMIT")
             except BaseException:
                 # SQLite has rolled back by itself where the disk is full
@@ -243,7 +196,56 @@ class Overlay:
                 copy.close()
                 source.close()
 
+    # ------------------------------------------------------------ rows
+
+    def _entry(self, connection: sqlite3.Connection, node: NodeId) -> NodeChange | None:
+        """What is kept of a node."""
+        found = connection.execute("SELECT * FROM nodes WHERE id = ?", (node,)).fetchone()
+        return None if found is None else self._node(found)
+
+    def _edges(self, connection: sqlite3.Connection, node: NodeId, since: int) -> list[EdgeChange]:
+        """The edges to a node that changed after a version."""
+        query = "SELECT * FROM edges WHERE node = ? AND version > ?"
+        return [self._edge(row)[1] for row in connection.execute(query, (node, since))]
+
+    def _node(self, row: tuple[Any, ...]) -> NodeChange:
+        """A row of ``nodes``, checked."""
+        node, x, has_own_edges, is_deleted, version, kept = row
+        # a damaged row may hold values of other types
+        if kept != _node_checksum(node, x, has_own_edges, is_deleted, version):
+            raise damaged_row(self.path, node)
+        return NodeChange(node, x, bool(has_own_edges), bool(is_deleted), version)
+
+    def _edge(self, row: tuple[Any, ...]) -> tuple[NodeId, EdgeChange]:
+        """A row of ``edges``, checked: the node, and the edge to it."""
+        *columns, kept = row
+        if kept != checksum(tuple(columns)):
+            raise damaged_row(self.path, row[0])
+        node, neighbor, is_there, version = columns
+        return node, EdgeChange(neighbor, bool(is_there), version)
+
     # ------------------------------------------------------------ the file
+
+    def _verify(self) -> None:
+        """Check the file's structure, that its indices fit its tables, and every row."""
+        writer = self._writer
+        writer.execute("BEGIN")  # all as of one moment, while others write
+        try:
+            found = writer.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if found != "ok":
+                raise BundleError(f"the overlay {self.path} is damaged: {_one_line(found)}.")
+            last = max((self._node(row).version for row in _all(writer, "nodes")), default=0)
+            for row in _all(writer, "edges"):
+                self._edge(row)
+            query = "SELECT value FROM about WHERE name = 'version'"
+            version = writer.execute(query).fetchone()
+            # a number that is too small would be given to another change again
+            if version is None or not isinstance(version[0], int) or version[0] < last:
+                raise BundleError(
+                    f"the overlay {self.path} is damaged: it does not know its last change."
+                )
+        finally:
+            writer.execute("COMMIT")
 
     def _connect(self) -> sqlite3.Connection:
         # no implicit transactions: each BEGIN stands where it is meant
@@ -299,7 +301,8 @@ class Overlay:
             yield
         except sqlite3.OperationalError as error:
             raise self._error(error) from error
-        except sqlite3.DatabaseError as error:
+        # what is no text comes as UnicodeDecodeError, also where SQLite's own tables are damaged
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise BundleError(
                 f"the overlay {self.path} is damaged or no overlay at all: {_one_line(error)}."
             ) from error
@@ -326,22 +329,27 @@ class OverlayWriter:
     """The changes of one transaction; made by :meth:`Overlay.writing`.
 
     Args:
+        overlay: What they are changes of.
         connection: Where they are written.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, overlay: Overlay, connection: sqlite3.Connection) -> None:
+        self._overlay = overlay
         self._connection = connection
         self.version: int = connection.execute(
             "UPDATE about SET value = value + 1 WHERE name = 'version' RETURNING value"
         ).fetchone()[0]
 
+    def fetch(self, nodes: Sequence[NodeId]) -> None:
+        """Nothing: the file is at hand."""
+
     def node(self, node: NodeId) -> NodeChange | None:
         """What is kept of a node, with what this transaction has changed."""
-        return _read(self._connection, node, self.version)[0]
+        return self._overlay._entry(self._connection, node)
 
     def edges(self, node: NodeId) -> list[EdgeChange]:
         """All edges that are kept of a node, with what this transaction has changed."""
-        return _read(self._connection, node, -1)[1]
+        return self._overlay._edges(self._connection, node, -1)
 
     def put_node(
         self,
@@ -352,16 +360,17 @@ class OverlayWriter:
         is_deleted: bool = False,
     ) -> None:
         """Keep a node: new features, or ``None`` for those of the bundle."""
+        row = (node, x, int(has_own_edges), int(is_deleted), self.version)
         self._connection.execute(
-            "INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?)",
-            (node, x, has_own_edges, is_deleted, self.version),
+            "INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?, ?)", (*row, _node_checksum(*row))
         )
 
     def put_edges(self, node: NodeId, neighbors: Iterable[NodeId], *, is_there: bool) -> None:
         """Keep that a node's edges from some others came or went."""
+        rows = ((node, neighbor, int(is_there), self.version) for neighbor in neighbors)
         self._connection.executemany(
-            "INSERT OR REPLACE INTO edges VALUES (?, ?, ?, ?)",
-            ((node, neighbor, is_there, self.version) for neighbor in neighbors),
+            "INSERT OR REPLACE INTO edges VALUES (?, ?, ?, ?, ?)",
+            ((*row, checksum(row)) for row in rows),
         )
 
     def drop_edges(self, node: NodeId) -> None:
@@ -370,23 +379,20 @@ class OverlayWriter:
 
     def receivers(self, neighbor: NodeId) -> list[NodeId]:
         """The nodes that have an edge from this one which came after the bundle."""
-        query = "SELECT node FROM edges WHERE neighbor = ? AND is_there"
-        return [node for (node,) in self._connection.execute(query, (neighbor,))]
+        rows = self._connection.execute("SELECT * FROM edges WHERE neighbor = ?", (neighbor,))
+        edges = [self._overlay._edge(row) for row in rows]
+        return [node for node, edge in edges if edge.is_there]
 
 
-def _read(
-    connection: sqlite3.Connection, node: NodeId, since: int
-) -> tuple[NodeChange | None, list[EdgeChange]]:
-    found = connection.execute("SELECT * FROM nodes WHERE id = ?", (node,)).fetchone()
-    query = "SELECT neighbor, is_there, version FROM edges WHERE node = ? AND version > ?"
-    edges = [
-        EdgeChange(neighbor, bool(is_there), version)
-        for neighbor, is_there, version in connection.execute(query, (node, since))
-    ]
-    if found is None:
-        return None, edges
-    ident, x, has_own_edges, is_deleted, version = found
-    return NodeChange(ident, x, bool(has_own_edges), bool(is_deleted), version), edges
+def _node_checksum(
+    node: object, x: object, has_own_edges: object, is_deleted: object, version: object
+) -> bytes:
+    columns = (node, has_own_edges, is_deleted, version)
+    return checksum(columns, x) if isinstance(x, bytes) else checksum((*columns, x))
+
+
+def _all(connection: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    return connection.execute(f"SELECT * FROM {table}")
 
 
 def _statements(script: str) -> Iterator[str]:

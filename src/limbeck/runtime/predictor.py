@@ -483,15 +483,17 @@ class BundledStudent:
         return self.predict(x=self.rows_of_table(table))
 
     def with_overlay(self, path: str | os.PathLike[str], *, verify: bool = True) -> OverlaidStudent:
-        """The same student with a file of new and changed nodes beside its bundle.
+        """The same student with new and changed nodes beside its bundle.
 
         Args:
-            path: The file; made if it is not there.
-            verify: Check the whole file for damage, about a second per gigabyte.
+            path: The file that keeps them, made if it is not there; or a Redis server for several
+                replicas, ``redis://HOST:PORT/DATABASE`` (extra ``redis``).
+            verify: Check all that is kept for damage.
 
         Raises:
-            BundleError: The file is no overlay, is damaged, or belongs to another bundle.
-            OutputError: The file cannot be made or written.
+            BundleError: What is there is no overlay, is damaged, or belongs to another bundle.
+            OutputError: The file cannot be made or written, or the server cannot be reached.
+            MissingExtraError: It is a Redis server, and redis-py is not installed.
         """
         # imported here: most students have none, and it is a subclass of this one
         from limbeck.runtime.overlaid import OverlaidStudent

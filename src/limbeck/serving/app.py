@@ -276,7 +276,11 @@ class Server:
         for name in self.models.names():
             student = self.models.get(name).student
             if isinstance(student, OverlaidStudent):
-                counts = await self._in(self.writing, student.overlay.counts)
+                try:
+                    counts = await self._in(self.writing, student.overlay.counts)
+                except LimbeckError as error:  # its server is away; the other metrics tell of that
+                    log("error", "cannot count the overlay", model=name, error=str(error))
+                    continue
                 for what, value in counts._asdict().items():
                     self.metrics.overlay.labels(name, what).set(value)
         content, kind = self.metrics.text()

@@ -17,6 +17,7 @@ import numpy as np
 
 from limbeck.errors import LimbeckError, OptionError, nearest_name
 from limbeck.runtime import BundledStudent, OverlaidStudent, bundle_digest, load_bundle
+from limbeck.runtime.changes import is_redis
 from limbeck.serving.batching import Batcher
 from limbeck.serving.failures import Refusal
 from limbeck.serving.log import log
@@ -281,8 +282,7 @@ class Models:
         student.manifest.require_one_class("the server")
         warm_up(student)
         if self._settings.overlay is not None:
-            digest = bundle_digest(student.manifest)[:12]
-            student = student.with_overlay(Path(self._settings.overlay) / f"{name}-{digest}.sqlite")
+            student = student.with_overlay(self._overlay_of(name, student))
         batcher = Batcher(
             student,
             self._computing,
@@ -291,6 +291,14 @@ class Models:
             max_waiting=limits.max_waiting,
         )
         return Version(name, number, path, student, batcher)
+
+    def _overlay_of(self, name: str, student: BundledStudent) -> str | Path:
+        """Where the changes of a bundle are kept; a Redis server tells bundles apart by itself."""
+        assert self._settings.overlay is not None
+        if is_redis(self._settings.overlay):
+            return self._settings.overlay
+        digest = bundle_digest(student.manifest)[:12]
+        return Path(self._settings.overlay) / f"{name}-{digest}.sqlite"
 
     def _read(self) -> dict[str, ModelPlan]:
         plans = json.loads(self._plan_path.read_text(encoding="utf-8"))
@@ -327,17 +335,17 @@ def overlaid(version: Version) -> OverlaidStudent:
         Refusal: The server keeps no overlay.
     """
     if not isinstance(version.student, OverlaidStudent):
-        raise Refusal(409, "this server keeps no changes: start it with --overlay FOLDER.")
+        raise Refusal(409, "this server keeps no changes: start it with --overlay.")
     return version.student
 
 
-def check_folder(path: str | None) -> None:
-    """Make the overlays' folder.
+def check_overlay(path: str | None) -> None:
+    """Make the overlays' folder; that of a Redis server is checked with each bundle.
 
     Raises:
         OptionError: It cannot be made.
     """
-    if path is None:
+    if path is None or is_redis(path):
         return
     try:
         Path(path).mkdir(parents=True, exist_ok=True)

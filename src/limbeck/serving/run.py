@@ -11,8 +11,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from limbeck.runtime import load_bundle
+from limbeck.runtime.changes import is_redis, open_changes
 from limbeck.serving.app import create_app
-from limbeck.serving.models import check_folder
+from limbeck.serving.models import check_overlay
 from limbeck.serving.protocol import InferProtocol
 from limbeck.serving.settings import Settings
 
@@ -40,11 +41,15 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
 
     Raises:
         BundleError: A bundle or an overlay cannot be read.
-        OutputError: An overlay cannot be written.
+        OutputError: An overlay cannot be written, or its server cannot be reached.
+        MissingExtraError: The overlay is a Redis server, and redis-py is not installed.
     """
-    check_folder(settings.overlay)
+    check_overlay(settings.overlay)
     for path in settings.bundles.values():
-        load_bundle(path).manifest.require_one_class("the server")
+        student = load_bundle(path)
+        student.manifest.require_one_class("the server")
+        if settings.overlay is not None and is_redis(settings.overlay):
+            open_changes(settings.overlay, student.manifest, verify=False).close()
     with tempfile.TemporaryDirectory(prefix="limbeck-serve-") as folder:
         settings = dataclasses.replace(settings, plan=settings.plan or f"{folder}/plan.json")
         os.environ[SETTINGS] = settings.to_json()

@@ -45,8 +45,8 @@ class Settings:
     Args:
         bundles: Folder of each model's bundle, by the model's name.
         plan: File in which the workers of a server keep which version of each model answers.
-        overlay: Folder of the overlays, one file for each bundle; ``None`` for models whose nodes
-            do not change.
+        overlay: Folder of the overlays, one file for each bundle, or a Redis server
+            (``redis://...``); ``None`` for models whose nodes do not change.
         token: What a request must bear in its header ``Authorization: Bearer``; ``None`` lets all
             pass, and switches off the routes that swap bundles.
         log_requests: Log every request, not only those that fail.
