@@ -1,7 +1,7 @@
 """Faults: processes that are killed, a full disk, damaged files, noise.
 
-    python benchmarks/faults.py BUNDLE [--parts upserts scoring swap disk overlay writers bundles requests]
-        [--kills 200] [--noise 10000] [--minutes 5]
+    python benchmarks/faults.py BUNDLE [--parts PART ...] [--kills 200] [--noise 10000]
+        [--minutes 5]
 
 Each part says in one line what was done and found, and takes at most ``--minutes``; the exit code
 is 1 where one found what may not be.
@@ -16,8 +16,8 @@ is 1 where one found what may not be.
   and its versions answer; none that was acknowledged is lost.
 * *disk*: files may not grow any more. The change is refused, nothing of it is there, and what was
   acknowledged before is.
-* *overlay*: one that is damaged, cut off, of another bundle, or no overlay at all: it is refused, or
-  holds all that was acknowledged.
+* *overlay*: one that is damaged, cut off, of another bundle, or no overlay at all: it is refused,
+  or holds all that was acknowledged.
 * *writers*: two processes write into one overlay; every change is there, and has its own number.
 * *bundles*: files of the bundle damaged, cut off or taken away, and manifests that say something
   else: one sentence each, or an answer.
@@ -25,7 +25,7 @@ is 1 where one found what may not be.
   for each refusal.
 
 The bundle's student must read features alone.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
