@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from rbm_ideas import SMALL, arguments_of, page, run_all, seed_by_seed, write_page
 
-from limbeck.evaluation.bench import Bench, Variant
+from limbeck.evaluation.plan import Bench, Variant
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.sparse import is_csr
 from limbeck.methods import make_method

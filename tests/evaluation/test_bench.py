@@ -7,7 +7,8 @@ import pytest
 
 import limbeck.evaluation.bench as bench_module
 from limbeck.errors import OptionError, OutputError
-from limbeck.evaluation.bench import COSTS, SCHEMA, Bench, groups, run_bench
+from limbeck.evaluation.bench import COSTS, SCHEMA, run_bench
+from limbeck.evaluation.plan import Bench, groups
 
 QUICK = {
     "graphs": ("digits",),

@@ -6,8 +6,9 @@ import pytest
 
 import limbeck.evaluation.bench as bench_module
 from limbeck.errors import OptionError
-from limbeck.evaluation.bench import Bench, groups, run_bench
+from limbeck.evaluation.bench import run_bench
 from limbeck.evaluation.compare import is_teacher, standings
+from limbeck.evaluation.plan import Bench, groups
 
 QUICK = {
     "graphs": ("digits",),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from limbeck.errors import OptionError
-from limbeck.evaluation.bench import Bench, run_bench
+from limbeck.evaluation.bench import run_bench
+from limbeck.evaluation.plan import Bench
 from limbeck.evaluation.tune import candidates, tune
 from limbeck.graphs.view import make_view
 from limbeck.methods import make_method

@@ -9,7 +9,7 @@ from limbeck.cli.options import split_names
 from limbeck.cli.output import console, say, show_json
 
 if TYPE_CHECKING:
-    from limbeck.evaluation.bench import Group
+    from limbeck.evaluation.plan import Group
 
 
 def bench(
@@ -51,8 +51,9 @@ def bench(
         json: Print the rows as JSON.
         quiet: Show no progress.
     """
-    from limbeck.evaluation.bench import Bench, run_bench
+    from limbeck.evaluation.bench import run_bench
     from limbeck.evaluation.compare import compare
+    from limbeck.evaluation.plan import Bench
     from limbeck.reports.tables import (
         differences_to_terminal,
         standings_to_terminal,
