@@ -70,9 +70,10 @@ def page(pairs: list[Pair]) -> Iterator[str]:
     told = [pair for pair in pairs if pair.errors is not None]
     far = [pair for pair in told if abs(pair.errors or 0) > FAR]
     yield "# Our tables beside the papers'\n"
-    yield f"{len(pairs)} published numbers have one of ours beside them, {len(told)} with a deviation."
-    yield f"Of those, {len(told) - len(far)} lie within two standard errors of ours and {len(far)} beyond"
-    yield f"(bold): {sum(p.gap > 0 for p in far)} of ours higher, {sum(p.gap < 0 for p in far)} lower."
+    higher = sum(pair.gap > 0 for pair in far)
+    yield f"{len(pairs)} published numbers have one of ours beside them, {len(told)} with a"
+    yield f"deviation. Of those, {len(told) - len(far)} lie within two standard errors of ours"
+    yield f"and {len(far)} beyond (bold): {higher} of ours higher, {len(far) - higher} lower."
     source = ""
     for pair in pairs:
         number = pair.number
