@@ -1,6 +1,8 @@
 """Framelet students: new nodes under each policy, and nodes whose soft labels were withheld.
 
     python benchmarks/framelet_students.py policies --out runs/framelet_policies.jsonl
+    python benchmarks/framelet_students.py policies chameleon actor pubmed --seeds 3 \
+        --out runs/framelet_policies.jsonl
     python benchmarks/framelet_students.py held --out runs/framelet_held.jsonl
     python benchmarks/framelet_students.py report runs/framelet_policies.jsonl \
         --out benchmarks/results/framelet_policies.md
@@ -135,7 +137,7 @@ def held(name: str, teacher: str, seed: int) -> Iterator[Row]:
 
 TABLES = {"policies": policies, "held": held}
 GRAPHS = {
-    "policies": ["cora", "chameleon-filtered", "texas", "wisconsin", "cornell"],
+    "policies": ["cora", "citeseer", "chameleon-filtered", "texas", "wisconsin", "cornell"],
     "held": ["cora:20-20-60", "chameleon-filtered", "texas", "wisconsin", "cornell"],
 }
 
@@ -204,7 +206,7 @@ def main() -> None:
     parser.add_argument("table", choices=[*TABLES, "report"])
     parser.add_argument("names", nargs="*", help="graphs, or the file to report")
     parser.add_argument("--teachers", nargs="+", default=["framelet-original"])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, required=True, help="rows, or the page")
     chosen = parser.parse_args()
     if chosen.table == "report":

@@ -46,6 +46,7 @@ from limbeck.students.ensemble import EnsembleOfMLPs
 from limbeck.students.fmlp import FMLPO, FMLPS, BandEncoders, GivenBands
 from limbeck.students.gnn import GNNStudent
 from limbeck.students.inputs import Surroundings, neighbor_rows
+from limbeck.students.linkx import LINKX
 from limbeck.students.moe import MoE
 from limbeck.students.rbm import RbM
 from limbeck.students.sa_mlp import SAMLP
@@ -157,6 +158,14 @@ def sa_mlp(num_nodes: int) -> SAMLP:
     return student
 
 
+def linkx(num_nodes: int) -> LINKX:
+    return LINKX(WIDTH, HIDDEN, CLASSES, FullTable(num_nodes, HIDDEN, init_std=0.3), num_layers=1)
+
+
+NEIGHBORLY: dict[str, Callable[[int], torch.nn.Module]] = {"sa-mlp": sa_mlp, "linkx": linkx}
+"""Students that sum over rows that the neighbours' ids name."""
+
+
 def bundled(
     student: torch.nn.Module, inputs: NodeInputs, folder: Path, **options: Any
 ) -> BundledStudent:
@@ -213,8 +222,8 @@ def time_of_student(name: str, graph: Graph) -> tuple[float, float]:
         }
         asked |= {spec: row[:ASKED].numpy() for spec, row in rows.items()}
         inputs = NodeInputs(**rows)
-    elif name == "sa-mlp":
-        student = sa_mlp(num_nodes)
+    elif name in NEIGHBORLY:
+        student = NEIGHBORLY[name](num_nodes)
         neighbors = neighbor_rows(graph.edge_index, num_nodes, num_nodes)
         inputs = NodeInputs(graph.x, neighbors=neighbors)
         options["columns"] = torch.arange(num_nodes)
@@ -234,7 +243,7 @@ def time_of_student(name: str, graph: Graph) -> tuple[float, float]:
 
 
 def main() -> None:
-    names = [*STUDENTS, "sa-mlp", "sage"]
+    names = [*STUDENTS, *NEIGHBORLY, "sage"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=200_000)
     parser.add_argument("--edges", type=int, default=4_000_000)

@@ -1,4 +1,4 @@
-"""SA-MLP through its bundle: the runtime answers as torch does, node by node on its own route."""
+"""SA-MLP and LINKX in their bundles: the runtime answers as torch, each node on its own route."""
 
 import itertools
 import json
@@ -14,6 +14,8 @@ from limbeck.errors import BundleError, OptionError, RequestError
 from limbeck.evaluation.protocol import Run, distill
 from limbeck.export import export_bundle
 from limbeck.graphs.view import make_view
+from limbeck.methods import Method
+from limbeck.methods.linkx import LINKXOnLabels
 from limbeck.methods.sa_mlp import StructureAwareMLP
 from limbeck.runtime import (
     BundledStudent,
@@ -38,14 +40,16 @@ VARIANTS: list[dict[str, Any]] = [
     {"table": "landmark", "table_rows": 20, "feature_scale": "standard", "stages": "one"},
     {"table": "tied", "num_layers": 2, "order": "glnn", "norm": "layer", "stream_norm": "batch"},
 ]
+OF_LINKX: list[dict[str, Any]] = [{"linkx": True}, {"linkx": True, "num_layers": 1}]
 
 
-def trained(*, sparse: bool = False, **options: Any) -> Run:
+def trained(*, sparse: bool = False, linkx: bool = False, **options: Any) -> Run:
     view = make_view(small_graph(sparse=sparse), "inductive", 0)
     torch.manual_seed(0)
     teacher = knowledge_from(torch.randn(len(view.nodes), 3))
-    method = StructureAwareMLP(hidden_channels=16, max_epochs=6, **options)
-    return distill(view, teacher, method, 0)
+    kind: type[Method] = LINKXOnLabels if linkx else StructureAwareMLP
+    method = kind(hidden_channels=16, max_epochs=6, **options)
+    return distill(view, teacher if method.needs_teacher else None, method, 0)
 
 
 def neighbor_ids(run: Run, inputs: NodeInputs) -> list[list[int]]:
@@ -72,7 +76,7 @@ def bundle(run: Run, tmp_path: Path) -> BundledStudent:
 
 @pytest.mark.parametrize("with_kernels", [True, False])
 @pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("options", VARIANTS + OF_LINKX)
 def test_the_runtime_answers_as_torch_does(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -146,7 +150,7 @@ def test_nodes_without_neighbours_never_read_the_table(
         bundle.predict_logits(x=x, neighbors=neighbor_ids(run, run.inputs.unseen))
 
 
-@pytest.mark.parametrize("options", VARIANTS[:4])
+@pytest.mark.parametrize("options", VARIANTS[:4] + OF_LINKX[:1])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_batch_with_one_lone_node_is_answered_as_two_batches(
     tmp_path: Path, sparse: bool, options: dict[str, Any]
@@ -211,7 +215,7 @@ def test_sums_in_blocks(bundle: BundledStudent, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(same, degree)
 
 
-@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("options", VARIANTS + OF_LINKX)
 def test_live_edges_equal_recomputation(tmp_path: Path, options: dict[str, Any]) -> None:
     run = trained(**options)
     student = load_bundle(run.save(tmp_path / "student"))
@@ -257,9 +261,9 @@ def test_ignored_ids_are_counted(bundle: BundledStudent, run: Run) -> None:
         live.add(UNKNOWN, node)
 
 
-@pytest.mark.parametrize("table", ["full", "landmark", "hashed"])
+@pytest.mark.parametrize("table", ["full", "landmark", "hashed", "of LINKX"])
 def test_an_int8_table(tmp_path: Path, table: str) -> None:
-    run = trained(table=table, table_rows=20)
+    run = trained(linkx=True) if table == "of LINKX" else trained(table=table, table_rows=20)
     view, known = run.view, run._known_inputs()
     path = export_bundle(
         tmp_path / "small",

@@ -417,7 +417,7 @@ def test_any_arrays_make_a_network_or_are_refused(data: Any) -> None:
         return
     x = data.draw(st.sampled_from([np.ones((2, n), dtype=np.float32) for n in range(5)]))
     answer = network.answer(x, *([array(2)] if data.draw(st.booleans()) else []))
-    assert answer is None or answer.shape == (2, np.shape(layer[1])[-1])
+    assert answer is None or answer.shape == (2, np.shape(layer[0])[-1])  # a bias may be left out
 
 
 @settings(max_examples=300, deadline=None)
@@ -429,9 +429,12 @@ def test_any_neighbors_are_answered_right_or_not_at_all(data: Any) -> None:
     one = np.ones((3, 3), dtype=np.float32)
     encoder = (native.Layer(one, np.zeros(3, dtype=np.float32), True),)
     decoder = (native.Layer(np.eye(3, dtype=np.float32), np.zeros(3, dtype=np.float32), False),)
-    # the gate is all the structure's: the answer is the sum of the rows
-    gate = np.zeros(6, dtype=np.float32)
-    head = (encoder, None, None, None, None, 0.0, gate, 100.0, decoder, decoder)
+    # either way the answer is the sum of the rows
+    if data.draw(st.booleans()):  # a gate that is all the structure's
+        gate = np.zeros(6, dtype=np.float32)
+        head = (encoder, None, None, None, None, 0.0, gate, 100.0, decoder, decoder)
+    else:  # no gate, and features that add nothing
+        head = (encoder, None, None, None, None, 0.0, None, 0.0, None, decoder)
     streams = kernels.Streams(
         kernels.Known(np.zeros((5, 2), dtype=np.float32), None, None, None),
         (table, None, column, observed, None),
@@ -452,3 +455,16 @@ def test_any_neighbors_are_answered_right_or_not_at_all(data: Any) -> None:
     else:
         expected = [table[own].sum(0) if own else np.zeros(3) for own in columns]
         np.testing.assert_array_equal(logits, np.array(expected).reshape(count, 3))
+
+
+@pytest.mark.parametrize(("has_gate", "decoders"), [(True, 1), (False, 2)])
+def test_a_gate_weighs_two_decoders(has_gate: bool, decoders: int) -> None:
+    one = np.ones((3, 3), dtype=np.float32)
+    layers = (native.Layer(one, np.zeros(3, dtype=np.float32), False),)
+    gate = np.zeros(6, dtype=np.float32) if has_gate else None
+    from_structure = layers if decoders == 2 else None
+    head = (layers, None, None, None, None, 0.0, gate, 0.0, from_structure, layers)
+    table = (one, None, np.zeros(5, dtype=np.int64), np.ones(5, dtype=np.bool_), None)
+    known = kernels.Known(np.zeros((5, 2), dtype=np.float32), None, None, None)
+    with pytest.raises(TypeError, match="a gate and two decoders, or none and one"):
+        kernels.Streams(known, table, (0.0, 0.0, 4, 3), one[0], (head,), None, (False, None, None))

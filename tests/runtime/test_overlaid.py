@@ -14,6 +14,8 @@ from limbeck.evaluation.protocol import distill
 from limbeck.export import export_bundle
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.view import make_view
+from limbeck.methods import Method
+from limbeck.methods.linkx import LINKXOnLabels
 from limbeck.methods.sa_mlp import StructureAwareMLP
 from limbeck.runtime import BundledStudent, OverlaidStudent, StructureExplanation
 from limbeck.students.fmlp import FMLPS, GivenBands
@@ -27,14 +29,17 @@ NODES, WIDTH, CLASSES = 30, 6, 3
 CLOSE: dict[str, float] = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["dense", "sparse"])
+@pytest.fixture(scope="module", params=["sa-mlp, dense", "sa-mlp, sparse", "linkx, dense"])
 def neighborly(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a student that sums over its neighbours."""
-    view = make_view(small_graph(sparse=request.param), "transductive", 0)
+    name, features = request.param.split(", ")
+    view = make_view(small_graph(sparse=features == "sparse"), "transductive", 0)
     torch.manual_seed(0)
     teacher = knowledge_from(torch.randn(len(view.nodes), 3))
-    method = StructureAwareMLP(hidden_channels=16, max_epochs=4)
-    return distill(view, teacher, method, 0).save(tmp_path_factory.mktemp("sa-mlp") / "student")
+    kind: type[Method] = {"sa-mlp": StructureAwareMLP, "linkx": LINKXOnLabels}[name]
+    method = kind(hidden_channels=16, max_epochs=4)
+    run = distill(view, teacher if method.needs_teacher else None, method, 0)
+    return run.save(tmp_path_factory.mktemp(name) / "student")
 
 
 @pytest.fixture
@@ -87,8 +92,13 @@ def test_features_and_edges_change_together(live: OverlaidStudent, neighborly: P
     found, wanted = live.explain([node]), plain.explain(x=x, neighbors=[[other, third]])
     assert isinstance(found, StructureExplanation)
     assert isinstance(wanted, StructureExplanation)
-    np.testing.assert_allclose(found.share, wanted.share, **CLOSE)
+    if wanted.share is None:  # a student without a gate
+        assert (found.gate, found.share, wanted.gate) == (None, None, None)
+    else:
+        np.testing.assert_allclose(found.share, wanted.share, **CLOSE)
     assert [e.neighbor for e in found.neighbors[0]] == [e.neighbor for e in wanted.neighbors[0]]
+    effects = [[e.change for e in each.neighbors[0]] for each in (found, wanted)]
+    np.testing.assert_allclose(*effects, **CLOSE)
 
 
 def test_new_nodes_and_unknown_neighbours(live: OverlaidStudent, neighborly: Path) -> None:

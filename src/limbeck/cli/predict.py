@@ -34,15 +34,16 @@ def predict(
         input: Table of new nodes (Parquet, CSV, Arrow) with the columns that training had, or a
             .npy file of features [B, F].
         neighbors: Column of that table that lists the ids of a row's neighbours, for students that
-            read them, such as those of sa-mlp, or positions: lists, or text in which spaces, commas
-            or semicolons part the ids. A row may be empty. Ids that the bundle does not know are
-            ignored.
+            read them, such as those of sa-mlp and linkx, or positions: lists, or text in which
+            spaces, commas or semicolons part the ids. A row may be empty. Ids that the bundle does
+            not know are ignored.
         top: Number of classes or labels to print per node, the most probable first; by default the
             class, or all labels with a probability above one half.
         explain: Print also why: for students of experts, such as those of rbm and moe, the experts
             that each layer sends a node to, with their gates; for students that read neighbours,
-            such as those of sa-mlp, how much these count, and which moved the answer most; for
-            students that read bands, such as those of fmlp-o, how much each band counts.
+            such as those of sa-mlp and linkx, which moved the answer most, and where a gate weighs
+            them how much they count; for students that read bands, such as those of fmlp-o, how
+            much each band counts.
         json: Print JSON.
     """
     import numpy as np
@@ -116,7 +117,8 @@ def _reason_columns(reasons: list[dict[str, Any]]) -> list[str]:
         count = len(reasons[0]["band_gates"])
         gates = [f"layer {i + 1}: gates of bands" for i in range(count)]
         return [*gates, "shares of bands", "share of features"]
-    return ["gate", "share of structure", "neighbour (change)"]
+    weighed = ["gate", "share of structure"] if "gate" in reasons[0] else []
+    return [*weighed, "neighbour (change)"]
 
 
 def _reason_cells(answer: dict[str, Any]) -> list[str]:
@@ -129,7 +131,8 @@ def _reason_cells(answer: dict[str, Any]) -> list[str]:
         return []
     most = answer["neighbors"][:SHOWN_NEIGHBORS]
     moved = ", ".join(f"{each['node']} ({each['change']:+.4f})" for each in most)
-    return [f"{answer['gate']:.4f}", f"{answer['structure_share']:.4f}", moved]
+    weights = [answer[name] for name in ("gate", "structure_share") if name in answer]
+    return [*(f"{weight:.4f}" for weight in weights), moved]
 
 
 def _figures(values: list[float]) -> str:

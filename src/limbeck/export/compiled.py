@@ -24,6 +24,7 @@ from limbeck.export.folded import (
     hidden_block,
     mlp_layers,
 )
+from limbeck.export.linkx import last_mlp
 from limbeck.export.onnx import (
     ParityError,
     RawStudent,
@@ -39,11 +40,13 @@ from limbeck.runtime.bundle import (
     MOST_EXPERTS,
     PREDICTOR_CHAIN,
     STUDENT_CHAIN,
+    SUM_CHAINS,
     FoldedEntry,
     HeadEntry,
     LayerEntry,
 )
 from limbeck.runtime.native import HAS_KERNELS, answer_of_network, head_name, layer_name
+from limbeck.students.linkx import LINKX
 from limbeck.students.sa_mlp import SAMLP, FeedForward, Head
 
 
@@ -119,14 +122,22 @@ def compile_student(
 
 
 @torch.no_grad()
-def compile_structure(student: SAMLP, scaling: Scaling | None = None) -> Compiled:
+def compile_structure(student: SAMLP | LINKX, scaling: Scaling | None = None) -> Compiled:
     """A student that reads neighbours as the kernels read it, but for its table.
 
     Args:
-        student: The student, on the CPU and in eval mode.
+        student: The student, on the CPU and in eval mode; a LINKX folded, see
+            :func:`~limbeck.export.linkx.fold_linkx`.
         scaling: What ``x`` was standardised with in training.
     """
     builder = _Builder()
+    if scaling is not None:
+        builder.add_scaling(scaling)
+    if isinstance(student, LINKX):
+        encoder, from_sum = SUM_CHAINS
+        builder.add(encoder, [Block(_linear(student.feature_encoder))])
+        builder.add(from_sum, _fed_forward(last_mlp(student)))
+        return builder.compiled()
     heads = [student.head]
     if student.routed:
         builder.add(PREDICTOR_CHAIN, _with_scaling(student, _fed_forward(student.predictor)))
@@ -138,8 +149,6 @@ def compile_structure(student: SAMLP, scaling: Scaling | None = None) -> Compile
         builder.add(from_structure, _fed_forward(head.structure_decoder))
         builder.add(from_features, _fed_forward(head.feature_decoder))
         builder.add_head(i, head)
-    if scaling is not None:
-        builder.add_scaling(scaling)
     builder.arrays["folded_structure_bias"] = as_array(student.structure_bias)
     return builder.compiled(unit_sum=student.scaling.kind == "row")
 

@@ -7,7 +7,9 @@ through a memory map; the models get it beside the features::
 
 ``structure`` is that sum, divided by a power of the degree where the student does so, without the
 bias; ``known`` says how much it counts against the latent predictor, 0 for a node without known
-neighbours.
+neighbours. A LINKX has neither a gate nor a predictor, and its sum is plain::
+
+    x, structure [B, h]  ->  logits
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from limbeck.export.compiled import compile_structure
 from limbeck.export.folded import Array, Linear, as_array
 from limbeck.export.forms import DenseRows, Rows, SparseRows
 from limbeck.export.graph import Graph, Signature, float32, int64
+from limbeck.export.linkx import fold_linkx, last_mlp
 from limbeck.export.networks import behind_first, fed_forward, normed
 from limbeck.export.onnx import PROBE_ROWS, Scaling, check_parity, check_scaling, known_logits
 from limbeck.graphs.sparse import is_csr
@@ -38,6 +41,7 @@ from limbeck.runtime.rows import CsrRows
 from limbeck.runtime.rows import Rows as RuntimeRows
 from limbeck.runtime.structure import Edges, StructureStore
 from limbeck.students.inputs import NodeInputs, no_neighbors
+from limbeck.students.linkx import LINKX
 from limbeck.students.sa_mlp import DEGREE_POWER, SAMLP, Head
 from limbeck.students.structure_tables import FullTable, HashedTable, LandmarkTable, TiedTable
 
@@ -71,7 +75,7 @@ class StructureExport:
 
 
 def export_structure(
-    student: SAMLP,
+    student: SAMLP | LINKX,
     inputs: NodeInputs,
     rows: RuntimeRows,
     columns: Tensor,
@@ -101,15 +105,16 @@ def export_structure(
         raise OptionError(f"table_dtype is {table_dtype!r}: it must be 'float32' or 'int8'.")
     student = copy.deepcopy(student).cpu().eval()
     exact = known_logits(student, inputs, scaling)
+    _write_out(student)
+    as_trained = student
+    if isinstance(student, LINKX):
+        student = fold_linkx(student)
     table = _store_table(student, columns, len(inputs), table_dtype)
+    if table_dtype == "int8":
+        as_trained = student  # as its rows are stored
     logits = exact if table_dtype == "float32" else known_logits(student, inputs, scaling)
-    entry = StructureEntry(
-        width=student.table.channels,
-        power=DEGREE_POWER[student.adj_norm],
-        blend=float(student.blend) if student.routed else 0.0,
-        table_dtype=table_dtype,
-        agreement=float((exact.argmax(1) == logits.argmax(1)).mean()) if len(logits) else 1.0,
-    )
+    agreement = float((exact.argmax(1) == logits.argmax(1)).mean()) if len(logits) else 1.0
+    entry = _entry(student, table_dtype, agreement)
     arrays: dict[str, npt.NDArray[Any]] = {**table, **_edge_arrays(neighbors, columns)}
     arrays["structure"] = np.zeros((len(inputs), entry.width), dtype=np.float32)
     arrays["degree"] = np.zeros(len(inputs), dtype=np.int64)
@@ -118,18 +123,27 @@ def export_structure(
     model = _dense_model(student, scaling)
     sparse = None
     if is_csr(inputs.x) and (scaling is None or not bool(scaling[0].any())):
-        values_per_entry = sum(lin.weight.shape[1] for lin in _first_maps(student))
+        maps = 1 if isinstance(student, LINKX) else len(_first_maps(student))
+        values_per_entry = maps * entry.width  # each leads from features to a part
         sparse = SparseModel(
             _sparse_model(student, scaling), values_per_entry, "the exported sparse model"
         )
     compiled = compile_structure(student, scaling)
     arrays |= compiled.arrays
     exported = StructureExport(entry, arrays, logits, model, sparse, compiled.fields)
-    _check(exported, student, inputs, rows, scaling)
+    _check(exported, as_trained, inputs, rows, scaling)
     return exported
 
 
-def _checked_neighbors(student: SAMLP, inputs: NodeInputs, columns: Tensor) -> Tensor:
+def _entry(student: SAMLP | LINKX, dtype: TableDtype, agreement: float) -> StructureEntry:
+    if isinstance(student, LINKX):
+        return StructureEntry(student.table.channels, 0.0, 0.0, dtype, agreement, gated=False)
+    power = DEGREE_POWER[student.adj_norm]
+    blend = float(student.blend) if student.routed else 0.0
+    return StructureEntry(student.table.channels, power, blend, dtype, agreement)
+
+
+def _checked_neighbors(student: SAMLP | LINKX, inputs: NodeInputs, columns: Tensor) -> Tensor:
     neighbors = inputs.neighbors
     if neighbors is None:
         raise OptionError(
@@ -150,17 +164,27 @@ def _checked_neighbors(student: SAMLP, inputs: NodeInputs, columns: Tensor) -> T
 
 
 @torch.no_grad()
-def _store_table(
-    student: SAMLP, columns: Tensor, num_nodes: int, dtype: TableDtype
-) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of the table; that of ``student`` is made what they hold."""
+def _write_out(student: SAMLP | LINKX) -> None:
+    """Put a table of rows in the place of one whose rows follow from what no bundle has.
+
+    Raises:
+        OptionError: The table is of a type that a bundle has no place for.
+    """
     table = student.table
-    if isinstance(table, TiedTable):  # what its rows follow from is not in the bundle
+    if isinstance(table, TiedTable):
         written_out = FullTable(table.num_columns, table.channels)
         written_out.weight.copy_(table.rows(torch.arange(table.num_columns)))
         student.table = table = written_out
     if not isinstance(table, FullTable | LandmarkTable | HashedTable):
         raise OptionError(f"a bundle has no place for a table of type {type(table).__name__}.")
+
+
+@torch.no_grad()
+def _store_table(
+    student: SAMLP | LINKX, columns: Tensor, num_nodes: int, dtype: TableDtype
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of the table; that of ``student`` is made what they hold."""
+    table = cast(FullTable | LandmarkTable | HashedTable, student.table)
     place = table.place if isinstance(table, LandmarkTable) else torch.arange(table.num_columns)
     column = np.full(num_nodes, -1, dtype=np.int64)
     column[columns.numpy()] = place.numpy()
@@ -212,7 +236,7 @@ class _Streams(NamedTuple):
     feature: str
 
 
-def _dense_model(student: SAMLP, scaling: Scaling | None) -> bytes:
+def _dense_model(student: SAMLP | LINKX, scaling: Scaling | None) -> bytes:
     graph = Graph()
     x = "x"
     if scaling is not None:
@@ -222,7 +246,7 @@ def _dense_model(student: SAMLP, scaling: Scaling | None) -> bytes:
     return _model(rows, student, {"x": ("float32", ("batch", width))})
 
 
-def _sparse_model(student: SAMLP, scaling: Scaling | None) -> bytes:
+def _sparse_model(student: SAMLP | LINKX, scaling: Scaling | None) -> bytes:
     graph = Graph()
     values = "values"
     if scaling is not None:
@@ -236,9 +260,18 @@ def _sparse_model(student: SAMLP, scaling: Scaling | None) -> bytes:
     return _model(rows, student, entries)
 
 
-def _model(rows: Rows, student: SAMLP, features: Signature) -> bytes:
+def _model(rows: Rows, student: SAMLP | LINKX, features: Signature) -> bytes:
     """The student on ``rows`` and the sums of its neighbours' rows."""
     g, width, num_classes = rows.graph, student.table.channels, student.out_channels
+    if isinstance(student, LINKX):
+        encoder = student.feature_encoder
+        encoded = rows.linear(Linear(as_array(encoder.weight.t()), as_array(encoder.bias)))
+        hidden = g.op("Relu", g.op("Add", "structure", encoded))
+        g.name(fed_forward(g, last_mlp(student), hidden), "logits")
+        return g.model(
+            {**features, "structure": ("float32", ("batch", width))},
+            {"logits": ("float32", ("batch", num_classes))},
+        )
     streams = _write(rows, student)
     # s = u_X + a (u_A - u_X)
     difference = g.op("Sub", streams.structure, streams.feature)
@@ -362,7 +395,7 @@ def _decoded(g: Graph, head: Head, z_a: str, z_x: str) -> _Streams:
 @torch.no_grad()
 def _check(
     exported: StructureExport,
-    student: SAMLP,
+    student: SAMLP | LINKX,
     inputs: NodeInputs,
     rows: RuntimeRows,
     scaling: Scaling | None,
@@ -380,6 +413,7 @@ def _check(
         student.out_channels,
         "the exported model",
         structure_width=exported.entry.width,
+        gated=exported.entry.gated,
         sparse=exported.sparse,
     )
     dense = x.dense() if isinstance(x, CsrRows) else x

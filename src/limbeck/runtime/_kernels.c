@@ -1253,11 +1253,12 @@ static PyObject *known_new(PyTypeObject *type, PyObject *args, PyObject *keyword
 /* --- students that read neighbours -------------------------------------------------------------- */
 
 /* One gate and its two decoders: logits = u_X + a (u_A - u_X). The encoder's norm and ReLU stand
- * behind its map, those of the structure in `embed`. */
+ * behind its map, those of the structure in `embed`. Without a gate the encoder's answer is added
+ * to the structure before `embed`, and the one decoder, `from_features`, reads both. */
 typedef struct {
     Chain encoder, from_structure, from_features;
     Finish embed;
-    float *gate; /* of the structure, and behind it of the features, both padded */
+    float *gate; /* of the structure, and behind it of the features, both padded; or NULL */
     float gate_bias;
 } Head;
 
@@ -1417,8 +1418,8 @@ static void sum_rows(const Streams *s, const int64_t *columns, size count, float
         sum[c] /= divisor;
 }
 
-/* Logits of rows from both streams of a head. `h_a` are the structure's parts, which are changed,
- * and each of the rest has room for all rows. */
+/* Logits of rows from the streams of a head, in `u_x`. `h_a` are the structure's parts, which are
+ * changed, and each of the rest has room for all rows. */
 FOR_EACH_CPU
 static void decode(const Head *head, const Rows *h, size width, float *const *h_a,
                    float *const *h_x, float *const *u_a, float *const *u_x, const Work *work,
@@ -1428,9 +1429,16 @@ static void decode(const Head *head, const Rows *h, size width, float *const *h_
     const Chain *last = &head->from_features;
     const size num_classes = last->blocks[last->num_blocks - 1].maps[0].out;
     follow(&head->encoder, *h, h_x, work, widest);
-    for (size r = 0; r < rows; r++)
+    for (size r = 0; r < rows; r++) {
+        for (size c = 0; !head->gate && c < width; c++)
+            h_a[r][c] += h_x[r][c];
         finish_row(&head->embed, width, h_a[r]);
+    }
     const Rows from_a = {.num_rows = rows, .dense = (const float *const *)h_a};
+    if (!head->gate) {
+        follow(&head->from_features, from_a, u_x, work, widest);
+        return;
+    }
     const Rows from_x = {.num_rows = rows, .dense = (const float *const *)h_x};
     follow(&head->from_structure, from_a, u_a, work, widest);
     follow(&head->from_features, from_x, u_x, work, widest);
@@ -1640,27 +1648,30 @@ static int head_from(Head *head, PyObject *given, size in, size width, size num_
                           &epsilon, &gate, &bias, &structure, &features))
         return 0;
     float *both = NULL;
+    const int gated = gate != Py_None;
     const size padded = round_up(width, LANE);
+    if (gated != (structure != Py_None))
+        return refuse("a head has a gate and two decoders, or none and one");
     if (!chain_from(&head->encoder, encoder, in, 1, needs) ||
-        !chain_from(&head->from_structure, structure, width, 0, needs) ||
+        (gated && !chain_from(&head->from_structure, structure, width, 0, needs)) ||
         !chain_from(&head->from_features, features, width, 0, needs) ||
         !vector_from(scale, width, 1, &head->embed.scale) ||
         !vector_from(shift, width, scale == Py_None, &head->embed.shift) ||
         !finish_norm(norm, norm_bias, epsilon, width, &head->embed) ||
-        !vector_from(gate, 2 * width, 0, &both))
+        !vector_from(gate, 2 * width, 1, &both))
         return 0;
     head->embed.relu = 1;
     head->gate_bias = (float)bias;
-    head->gate = zeros(2 * padded);
+    head->gate = gated ? zeros(2 * padded) : NULL;
     if (head->gate) {
         memcpy(head->gate, both, width * sizeof(float));
         memcpy(head->gate + padded, both + width, width * sizeof(float));
     }
     free(both);
-    if (!head->gate)
+    if (gated && !head->gate)
         return PyErr_NoMemory(), 0;
-    const Chain *chains[] = {&head->encoder, &head->from_structure, &head->from_features};
-    for (int i = 0; i < 3; i++) {
+    const Chain *chains[] = {&head->encoder, &head->from_features, &head->from_structure};
+    for (int i = 0; i < 2 + gated; i++) {
         const size out = chains[i]->blocks[chains[i]->num_blocks - 1].maps[0].out;
         if (out != (i ? num_classes : width))
             return does_not_fit();

@@ -33,16 +33,18 @@ class StructureExplanation(NamedTuple):
     r"""How much features and neighbours count in the answers for ``B`` nodes.
 
     Args:
-        gate: :math:`\alpha`, the weight of the structure's logits, 0 to 1, float32 ``[B]``.
+        gate: :math:`\alpha`, the weight of the structure's logits, 0 to 1, float32 ``[B]``;
+            ``None`` for a student without a gate (LINKX), which adds up what features and
+            neighbours contribute and has one answer.
         share: :math:`\rho`, the structure's share of the answer, 0 to 1, float32 ``[B]``: the
             length of its weighted logits, less their mean over the classes, in that of both. The
-            gate alone says little: either decoder can grow to make up for it.
+            gate alone says little: either decoder can grow to make up for it. ``None`` likewise.
         neighbors: For each node its neighbours, the one that moved the answer most first.
         ignored: How many of the ids given no answer depends on, int64 ``[B]``; 0 for known nodes.
     """
 
-    gate: npt.NDArray[np.float32]
-    share: npt.NDArray[np.float32]
+    gate: npt.NDArray[np.float32] | None
+    share: npt.NDArray[np.float32] | None
     neighbors: tuple[tuple[Effect, ...], ...]
     ignored: npt.NDArray[np.int64]
 
@@ -82,15 +84,16 @@ def reasons_of(
             )
         ]
     if isinstance(explanation, StructureExplanation):
+        reasons: list[dict[str, Any]] = [
+            {"neighbors": [{"node": node, "change": change} for node, change in neighbors]}
+            for neighbors in explanation.neighbors
+        ]
+        if explanation.gate is None or explanation.share is None:
+            return reasons
+        weights = zip(explanation.gate.tolist(), explanation.share.tolist(), strict=True)
         return [
-            {
-                "gate": float(gate),
-                "structure_share": float(share),
-                "neighbors": [{"node": node, "change": change} for node, change in neighbors],
-            }
-            for gate, share, neighbors in zip(
-                explanation.gate, explanation.share, explanation.neighbors, strict=True
-            )
+            {"gate": gate, "structure_share": share, **reason}
+            for (gate, share), reason in zip(weights, reasons, strict=True)
         ]
     return [
         {
@@ -113,7 +116,8 @@ def explain_structure(
 ) -> StructureExplanation:
     """Say how much neighbours count; each is taken away by itself.
 
-    Without its last neighbour a node is answered as one that has none.
+    Without its last neighbour a node is answered as one that has none. A student without a gate
+    tells nothing but the neighbours' effects.
 
     Args:
         kernel: What computes the answers.
@@ -124,8 +128,10 @@ def explain_structure(
         temperature: Of the probabilities.
     """
     sums, degree = structure.sums(edges)
-    streams = kernel.streams(x, structure.structure(sums, degree))
-    probs = softmax(streams.logits, temperature)
+    parts = structure.structure(sums, degree)
+    streams = kernel.streams(x, parts) if structure.entry.gated else None
+    logits = kernel(x, structure=parts) if streams is None else streams.logits
+    probs = softmax(logits, temperature)
     answer = probs.argmax(axis=1)
     change = np.empty(len(edges.node), dtype=np.float32)
     for start in range(0, len(change), EXPLAINED_AT_ONCE):
@@ -137,7 +143,10 @@ def explain_structure(
         without = softmax(logits, temperature)[np.arange(len(node)), answer[node]]
         change[block] = probs[node, answer[node]] - without
     return StructureExplanation(
-        streams.gate[:, 0], _share(streams), _ordered(store, edges, change), edges.ignored
+        None if streams is None else streams.gate[:, 0],
+        None if streams is None else _share(streams),
+        _ordered(store, edges, change),
+        edges.ignored,
     )
 
 

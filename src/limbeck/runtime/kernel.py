@@ -42,7 +42,7 @@ Ends: TypeAlias = Mapping[str, tuple[str, int | None]]
 """Inputs or outputs of a model in order: their type, and their width, ``None`` if it is free."""
 
 STREAMS = ("logits", "gate", "structure_logits", "feature_logits")
-"""What the model of a student that reads neighbours answers."""
+"""What the model of a student that weighs neighbours with a gate answers."""
 
 BAND_ANSWERS = ("logits", "gates", "shares")
 """What the models of a student that reads bands answer, where they tell how these count."""
@@ -67,10 +67,10 @@ class Structure(NamedTuple):
     """What the neighbours of nodes contribute.
 
     Args:
-        parts: Their rows, summed and divided as the student has it, float32 ``[B, h]``; not looked
-            at where ``known`` is 0.
+        parts: Their rows, summed and divided as the student has it, float32 ``[B, h]``.
         known: How much they count against what the features let expect, 0 to 1, float32
-            ``[B, 1]``; 0 for a node without known neighbours.
+            ``[B, 1]``; 0 for a node without known neighbours, of which a student with a gate does
+            not look at ``parts``. Not read by a student without.
     """
 
     parts: npt.NDArray[np.float32]
@@ -78,7 +78,7 @@ class Structure(NamedTuple):
 
 
 class Streams(NamedTuple):
-    """The two answers of a student that reads neighbours, and how they are weighted.
+    """The two answers of a student with a gate for neighbours, and how they are weighted.
 
     Args:
         logits: The student's answer, float32 ``[B, C]``.
@@ -128,7 +128,7 @@ class Kernel(Protocol):
         ...
 
     def streams(self, x: Rows, structure: Structure) -> Streams:
-        """The two answers of a student that reads neighbours."""
+        """The two answers of a student with a gate for neighbours."""
         ...
 
     def routes(
@@ -167,6 +167,8 @@ class OnnxKernel:
         where: Name of the model's file, for messages.
         position_width: Width ``d`` of the positional encoding, 0 for none.
         structure_width: Width ``h`` of what neighbours contribute, 0 for a student that reads none.
+        gated: Whether the model of such a student weighs two answers with a gate; it is told then
+            how much neighbours count.
         bands_width: Number of values ``w`` of bands, 0 for a model that reads none.
         bands: What the model tells of bands, ``None`` for nothing.
         routing: The layers of experts whose routes the models answer, too.
@@ -186,6 +188,7 @@ class OnnxKernel:
         position_width: int = 0,
         *,
         structure_width: int = 0,
+        gated: bool = True,
         bands_width: int = 0,
         bands: BandsEntry | None = None,
         routing: Sequence[RoutingEntry] = (),
@@ -197,6 +200,7 @@ class OnnxKernel:
         self._num_classes = num_classes
         self._position_width = position_width
         self._structure_width = structure_width
+        self._gated = gated and structure_width > 0
         self._bands_width = bands_width
         self._bands = bands
         self._routing = tuple(routing)
@@ -216,7 +220,7 @@ class OnnxKernel:
         return logits
 
     def streams(self, x: Rows, structure: Structure) -> Streams:
-        """The two answers of a student that reads neighbours."""
+        """The two answers of a student with a gate for neighbours."""
         return Streams(*self._run(STREAMS, x, structure=structure))
 
     def band_answers(self, x: Rows, bands: npt.NDArray[np.float32] | None = None) -> BandAnswers:
@@ -252,7 +256,8 @@ class OnnxKernel:
         if self._structure_width:
             parts, known = (None, None) if structure is None else structure
             beside["structure"] = _or_zeros(parts, len(x), self._structure_width)
-            beside["known"] = _or_zeros(known, len(x), 1)
+            if self._gated:
+                beside["known"] = _or_zeros(known, len(x), 1)
         if self._bands_width:
             beside["bands"] = _or_zeros(bands, len(x), self._bands_width)
         joined: list[npt.NDArray[Any]] = []
@@ -336,6 +341,7 @@ class OnnxKernel:
             inputs["position"] = ("tensor(float)", self._position_width)
         if self._structure_width:
             inputs["structure"] = ("tensor(float)", self._structure_width)
+        if self._gated:
             inputs["known"] = ("tensor(float)", 1)
             for name in STREAMS[1:]:
                 outputs[name] = ("tensor(float)", 1 if name == "gate" else self._num_classes)

@@ -21,6 +21,7 @@ from limbeck.runtime.bundle import (
     LONE_CHAINS,
     PREDICTOR_CHAIN,
     STUDENT_CHAIN,
+    SUM_CHAINS,
     FoldedEntry,
     LayerEntry,
     Manifest,
@@ -219,22 +220,13 @@ def answer_of_streams(
     if known is None or not all(a is None or a.flags.c_contiguous for a in table):
         return None
 
-    def head(i: int) -> tuple[Any, ...]:
-        names, norm = (HEAD_CHAINS, LONE_CHAINS)[i], entry.heads[i]
-        encoder, from_structure, from_features = (layers_of(entry, arrays, n) for n in names)
-        weights = (arrays.get(head_name("norm", i)), arrays.get(head_name("norm_bias", i)))
-        none = (None, None)
-        return (
-            encoder,
-            *(weights if norm.norm == "affine" else none),
-            *(weights if norm.norm == "layer" else none),
-            norm.epsilon,
-            arrays[head_name("gate", i)],
-            float(arrays[head_name("gate_bias", i)][0]),
-            from_structure,
-            from_features,
-        )
-
+    if entry.heads:
+        heads = [_head(entry, arrays, i) for i in range(len(entry.heads))]
+        bias = arrays["folded_structure_bias"]
+    else:  # one answer of the sum: no gate, and biases are those of the encoder
+        encoder, from_sum = (layers_of(entry, arrays, name) for name in SUM_CHAINS)
+        heads = [(encoder, *(None,) * 4, 0.0, None, 0.0, None, from_sum)]
+        bias = np.zeros(structure.entry.width, dtype=np.float32)
     has_predictor = PREDICTOR_CHAIN in entry.chains
     return _kernels.Streams(
         known,
@@ -245,11 +237,29 @@ def answer_of_streams(
             np.iinfo(np.int64).max if max_neighbors is None else max_neighbors,
             store.num_classes,
         ),
-        arrays["folded_structure_bias"],
-        tuple(head(i) for i in range(len(entry.heads))),
+        bias,
+        tuple(heads),
         layers_of(entry, arrays, PREDICTOR_CHAIN) if has_predictor else None,
         (entry.unit_sum, arrays.get("folded_mean"), arrays.get("folded_deviation")),
     ).answer
+
+
+def _head(entry: FoldedEntry, arrays: Arrays, i: int) -> tuple[Any, ...]:
+    """One gate and its two decoders as the kernels take them."""
+    names, norm = (HEAD_CHAINS, LONE_CHAINS)[i], entry.heads[i]
+    encoder, from_structure, from_features = (layers_of(entry, arrays, n) for n in names)
+    weights = (arrays.get(head_name("norm", i)), arrays.get(head_name("norm_bias", i)))
+    none = (None, None)
+    return (
+        encoder,
+        *(weights if norm.norm == "affine" else none),
+        *(weights if norm.norm == "layer" else none),
+        norm.epsilon,
+        arrays[head_name("gate", i)],
+        float(arrays[head_name("gate_bias", i)][0]),
+        from_structure,
+        from_features,
+    )
 
 
 class NativeKernel:

@@ -649,13 +649,15 @@ def make_kernel(
         where: Name of that file, for messages.
         sparse: Its model of sparse rows, or ``None``.
     """
+    structure = manifest.structure
     return OnnxKernel(
         model,
         manifest.width,
         len(manifest.classes),
         where,
         manifest.position_width,
-        structure_width=0 if manifest.structure is None else manifest.structure.width,
+        structure_width=0 if structure is None else structure.width,
+        gated=structure is not None and structure.gated,
         bands_width=manifest.bands_width,
         bands=manifest.bands,
         routing=manifest.routing,

@@ -33,6 +33,10 @@ LONE_CHAINS = ("lone_encoder", "lone_from_structure", "lone_from_features")
 """The same of the head that nodes without neighbours have, if it has one."""
 
 PREDICTOR_CHAIN = "predictor"
+SUM_CHAINS = ("encoder", "from_sum")
+"""Chains of layers of a student that adds what neighbours contribute to what features do: the
+encoder of features, and what reads the sum behind a ReLU."""
+
 MOST_EXPERTS = 64
 """Experts of a layer, for the compiled kernels."""
 
@@ -114,9 +118,9 @@ class FoldedEntry:
 
     Args:
         chains: Its layers: the chain ``"student"``, or those that :data:`HEAD_CHAINS` and
-            :data:`LONE_CHAINS` name and ``"predictor"``.
-        heads: Of a student that reads neighbours: its head, and perhaps one of its own for nodes
-            without any.
+            :data:`LONE_CHAINS` name and ``"predictor"``, or those of :data:`SUM_CHAINS`.
+        heads: Of a student that weighs neighbours with a gate: its head, and perhaps one of its
+            own for nodes without any.
         scaled: Whether features are standardised before, by ``folded_mean`` and
             ``folded_deviation``.
         unit_sum: Whether a row is then divided by the sum of its absolute values.
@@ -173,6 +177,8 @@ class StructureEntry:
         blend: Degree at which neighbours and features count the same, 0 for no blend.
         table_dtype: How rows are stored: ``"float32"``, or ``"int8"`` with a factor for each.
         agreement: Share of the known nodes whose class is that of the table as it was trained.
+        gated: Whether neighbours and features give an answer each, which a gate weighs; otherwise
+            what they contribute is added before the first ReLU, and there is one answer.
     """
 
     width: int
@@ -180,6 +186,7 @@ class StructureEntry:
     blend: float
     table_dtype: str
     agreement: float
+    gated: bool = True
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from limbeck.runtime.bundle.manifest import (
     PREDICTOR_CHAIN,
     SPARSE_MODEL,
     STUDENT_CHAIN,
+    SUM_CHAINS,
     TASKS,
     BandsEntry,
     CascadeEntry,
@@ -78,6 +79,7 @@ def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
     number = top.get("format", int)
     files = _parse_files(top)
     inputs = _parse_inputs(top)
+    structure = _parse_structure(top) if inputs[-1].name == NEIGHBORS else None
     return Manifest(
         format=number,
         limbeck=top.get("limbeck", str),
@@ -87,7 +89,7 @@ def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
         inputs=inputs,
         routing=_parse_routing(top) if number > 1 else (),
         sparse=_parse_sparse(top, files) if number > 1 else None,
-        structure=_parse_structure(top) if inputs[-1].name == NEIGHBORS else None,
+        structure=structure,
         bands=_parse_bands(top, files) if inputs[-1].name == BANDS else None,
         neighborhood=_parse_neighborhood(top) if inputs[-1].name == GRAPH else None,
         preprocessing=top.optional("preprocessing", dict),
@@ -109,7 +111,7 @@ def parse_manifest(document: Mapping[str, Any], where: Path) -> Manifest:
         cascade=_parse_cascade(top),
         statistics=_parse_statistics(top),
         task=top.choice("task", *TASKS) if number >= LABELS_FORMAT else TASKS[0],
-        folded=_parse_folded(top, inputs),
+        folded=_parse_folded(top, inputs, structure),
         quantization=_parse_quantization(top),
     )
 
@@ -230,7 +232,9 @@ def _parse_structure(top: _Fields) -> StructureEntry:
     power = fields.number("power", 0.0, 1.0)
     blend = fields.number("blend", 0.0, float("inf"))
     agreement = fields.number("agreement", 0.0, 1.0)
-    return StructureEntry(fields.count("width", 1), power, blend, dtype, agreement)
+    # bundles older than students without a gate do not say that theirs have one
+    gated = fields.get("gated", bool) if "gated" in fields.document else True
+    return StructureEntry(fields.count("width", 1), power, blend, dtype, agreement, gated)
 
 
 def _parse_bands(top: _Fields, files: Mapping[str, FileEntry]) -> BandsEntry:
@@ -299,7 +303,9 @@ def _parse_statistics(top: _Fields) -> StatisticsEntry | None:
     )
 
 
-def _parse_folded(top: _Fields, inputs: tuple[InputEntry, ...]) -> FoldedEntry | None:
+def _parse_folded(
+    top: _Fields, inputs: tuple[InputEntry, ...], structure: StructureEntry | None
+) -> FoldedEntry | None:
     if top.document.get("folded") is None:  # of another student, or older than the kernels
         return None
     fields = _Fields(top.get("folded", dict), top.where, "folded.")
@@ -307,23 +313,24 @@ def _parse_folded(top: _Fields, inputs: tuple[InputEntry, ...]) -> FoldedEntry |
     if "chains" not in fields.document:
         return FoldedEntry.mlp(_parse_widths(fields, inputs, classes))
     heads = _parse_heads(fields)
-    if bool(heads) != (inputs[-1].name == NEIGHBORS) or inputs[-1].name in (BANDS, GRAPH):
-        raise fields.wrong("heads", "a list with a head where the student reads neighbors only")
+    gated = structure is not None and structure.gated
+    if bool(heads) != gated or inputs[-1].name in (BANDS, GRAPH):
+        raise fields.wrong("heads", "a list with a head where a gate weighs neighbors only")
     chains = _Fields(fields.get("chains", dict), top.where, "folded.chains.")
-    names = {STUDENT_CHAIN}
-    if heads:
-        names = {*HEAD_CHAINS, *(LONE_CHAINS if len(heads) > 1 else ())}
-        names |= {PREDICTOR_CHAIN} & set(chains.document)
+    if structure is None:
+        names = {STUDENT_CHAIN}
+        features = sum(entry.width for entry in inputs)
+        ends = {STUDENT_CHAIN: (features, classes)}
+    else:
+        names = {*(HEAD_CHAINS if gated else SUM_CHAINS), *(LONE_CHAINS if heads[1:] else ())}
+        names |= {PREDICTOR_CHAIN} & set(chains.document) if gated else set()
+        ends = dict.fromkeys(names, (structure.width, classes))
+        ends |= dict.fromkeys(
+            names & {HEAD_CHAINS[0], SUM_CHAINS[0], LONE_CHAINS[0], PREDICTOR_CHAIN},
+            (inputs[0].width, structure.width),
+        )
     if set(chains.document) != names:
         raise fields.wrong("chains", f"an object with {', '.join(sorted(names))}")
-    width = top.get("structure", dict).get("width") if heads else None
-    features = inputs[0].width + (0 if heads else sum(entry.width for entry in inputs[1:]))
-    ends: dict[str, tuple[Any, Any]] = dict.fromkeys(names, (width, classes))
-    ends |= dict.fromkeys(
-        names & {HEAD_CHAINS[0], LONE_CHAINS[0], PREDICTOR_CHAIN}, (features, width)
-    )
-    if not heads:
-        ends[STUDENT_CHAIN] = (features, classes)
     return FoldedEntry(
         {name: _parse_chain(chains, name, *ends[name]) for name in sorted(names)},
         heads,
