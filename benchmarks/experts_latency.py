@@ -21,10 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,16 +29,17 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import torch
+from untrained import TURNS, stored_request, times_us, untrained_bundle
 
 import limbeck
-from limbeck.export import export_bundle, to_onnx
-from limbeck.graphs.info import GraphInfo
+from limbeck.export import to_onnx
 from limbeck.graphs.sparse import to_csr
 from limbeck.runtime import BundledStudent
 from limbeck.runtime.kernel import OnnxKernel
-from limbeck.runtime.rows import CsrRows, Rows
+from limbeck.runtime.rows import Rows
 from limbeck.students import MLP, NodeInputs
 from limbeck.students.moe import MoE
 from limbeck.students.rbm import RbM
@@ -50,9 +48,6 @@ NODES = 600
 BATCHES = (1, 10, 256)
 WIDTHS = (128, 512)
 EXPERTS = ((4, 3), (7, 2), (8, 3))
-TURNS = 12
-TURN_SECONDS = 0.03
-MIN_CALLS = 5
 
 
 @dataclass(frozen=True)
@@ -98,53 +93,19 @@ def make_student(kind: str, shape: Shape, width: int, experts: tuple[int, int]) 
 
 def load(student: torch.nn.Module, shape: Shape, folder: Path) -> BundledStudent:
     """The student as its bundle answers."""
-    names = tuple(f"class {c}" for c in range(shape.num_classes))
-    info = GraphInfo(shape.name, "random", "random", names, np.arange(NODES))
-    path = export_bundle(
-        folder / f"{type(student).__name__}-{id(student)}",
-        student=student,
-        inputs=NodeInputs(shape.features()),
-        graph_info=info,
-        method="none",
-        student_name=type(student).__name__.lower(),
-        hyper_parameters={},
-        teacher={},
-        setting="none",
-        scores={},
-        fingerprint="",
-        counts={},
-    )
+    path = folder / f"{type(student).__name__}-{id(student)}"
+    untrained_bundle(path, student, NodeInputs(shape.features()), shape.num_classes)
     return limbeck.load(path)
 
 
-def times_us(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """CPU time of each call in microseconds: the median of its quickest turn.
-
-    Each is made again and again for a turn, so that caches hold what it needs, then the next.
-    """
-    quickest = dict.fromkeys(calls, math.inf)
-    for _ in range(TURNS):
-        for name, call in calls.items():
-            call()
-            spent: list[int] = []
-            end = time.perf_counter() + TURN_SECONDS
-            while len(spent) < MIN_CALLS or time.perf_counter() < end:
-                start = time.thread_time_ns()
-                call()
-                spent.append(time.thread_time_ns() - start)
-            quickest[name] = min(quickest[name], statistics.median(spent) / 1000)
-    return quickest
+def drawn(size: int) -> npt.NDArray[np.int64]:
+    """Nodes that the students know, the same at each call."""
+    return np.random.default_rng(size).integers(NODES, size=size)
 
 
 def stored_rows(student: BundledStudent, size: int) -> Rows:
-    """Features of nodes that the student knows."""
-    return student.store.features(np.random.default_rng(size).integers(NODES, size=size))
-
-
-def request_of(student: BundledStudent, size: int) -> Any:
-    """The same as a caller gives them."""
-    rows = stored_rows(student, size)
-    return (rows.indptr, rows.indices, rows.values) if isinstance(rows, CsrRows) else rows
+    """Their features."""
+    return student.store.features(drawn(size))
 
 
 def answers_table(folder: Path) -> list[str]:
@@ -164,7 +125,7 @@ def answers_table(folder: Path) -> list[str]:
                     "moe": load(make_student("moe", shape, width, experts), shape, folder),
                 }
                 for size in BATCHES:
-                    x = request_of(mlp, size)
+                    x = stored_request(mlp, drawn(size))
                     us = times_us(
                         {
                             name: partial(student.predict_proba, x=x)
@@ -238,7 +199,8 @@ def main() -> None:
         [
             "# Latency of students of experts",
             "",
-            "CPU time of one call of `predict_proba`, median of the quickest of 12 turns; two "
+            "CPU time of one call of `predict_proba`, median of the quickest of "
+            f"{TURNS} turns; two "
             "layers, one thread.",
             "",
             *answers,

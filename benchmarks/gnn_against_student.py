@@ -35,12 +35,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from untrained import untrained_bundle
 
 import limbeck
-from limbeck.export import export_bundle
 from limbeck.graphs.adjacency import mean_adjacency
-from limbeck.graphs.info import GraphInfo
-from limbeck.runtime import BundledStudent
 from limbeck.students import MLP, NodeInputs
 from limbeck.students.ensemble import EnsembleOfMLPs
 from limbeck.students.fmlp import FMLPO, FMLPS, BandEncoders, GivenBands
@@ -166,34 +164,6 @@ NEIGHBORLY: dict[str, Callable[[int], torch.nn.Module]] = {"sa-mlp": sa_mlp, "li
 """Students that sum over rows that the neighbours' ids name."""
 
 
-def bundled(
-    student: torch.nn.Module, inputs: NodeInputs, folder: Path, **options: Any
-) -> BundledStudent:
-    """The student, read again from its bundle."""
-    path = export_bundle(
-        folder / "student",
-        student=student.eval(),
-        inputs=inputs,
-        graph_info=GraphInfo(
-            name="random",
-            source="random",
-            split="random",
-            class_names=tuple(map(str, range(CLASSES))),
-            node_ids=np.arange(len(inputs.x)),
-        ),
-        method="none",
-        student_name=type(student).__name__.lower(),
-        hyper_parameters={},
-        teacher={},
-        setting="transductive",
-        scores={},
-        fingerprint="",
-        counts={},
-        **options,
-    )
-    return limbeck.load(path)
-
-
 def microseconds(call: Callable[[], object], calls: int | None = None) -> float:
     """Time of a call on the CPU, in microseconds: the mean over a turn, the quickest of them."""
     call()
@@ -234,7 +204,8 @@ def time_of_student(name: str, graph: Graph) -> tuple[float, float]:
         inputs = NodeInputs(graph.x, graph=surroundings)
         asked["neighbors"] = graph.neighbor_ids()
     with tempfile.TemporaryDirectory() as folder:
-        loaded = bundled(student, inputs, Path(folder), **options)
+        path = untrained_bundle(Path(folder) / "student", student, inputs, CLASSES, **options)
+        loaded = limbeck.load(path)
         nodes = list(range(ASKED))
         return (
             microseconds(partial(loaded.predict_proba, **asked)),

@@ -29,10 +29,9 @@ from unittest import mock
 import numpy as np
 import onnxruntime
 import torch
+from untrained import stored_request, untrained_bundle
 
 import limbeck
-from limbeck.export import export_bundle
-from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import to_csr
 from limbeck.runtime import BundledStudent, predictor
 from limbeck.runtime.kernel import softmax
@@ -53,22 +52,8 @@ def bundle(
     """A student with random weights."""
     torch.manual_seed(0)
     width, hidden, num_classes, num_layers = sizes
-    names = tuple(f"class {c}" for c in range(num_classes))
-    return export_bundle(
-        folder / name,
-        student=MLP(width, hidden, num_classes, num_layers).eval(),
-        inputs=NodeInputs(x),
-        graph_info=GraphInfo(name, "", "random", names, np.arange(NODES)),
-        method="none",
-        student_name="mlp",
-        hyper_parameters={},
-        teacher={},
-        setting="none",
-        scores={},
-        fingerprint="",
-        counts={},
-        **options,
-    )
+    student = MLP(width, hidden, num_classes, num_layers)
+    return untrained_bundle(folder / name, student, NodeInputs(x), num_classes, **options)
 
 
 def words() -> torch.Tensor:
@@ -193,8 +178,7 @@ def main() -> None:
         ]
         by_numba = numba_kernel(layers)
         for size in (1, 256):
-            rows = ours.store.features(np.arange(size))
-            request = (rows.indptr, rows.indices, rows.values)
+            request = stored_request(ours, np.arange(size))
             calls: dict[str, Call] = {
                 "public call": partial(ours.predict_proba, x=request),
                 "public call, without values": partial(ours.predict_proba, x=request[:2]),

@@ -30,13 +30,11 @@ import limbeck
 from limbeck.evaluation.compare import paired_differences
 from limbeck.evaluation.framelets import jacobian, reach
 from limbeck.evaluation.metrics import accuracy
+from limbeck.graphs.connectivity import before_and_after, far_pairs, figures_of
 from limbeck.graphs.load import from_data
 from limbeck.graphs.rewire import (
     Surgery,
     SurgeryOptions,
-    before_and_after,
-    far_pairs,
-    figures_of,
     rewire,
     rewire_at_random,
     with_observed_edges,

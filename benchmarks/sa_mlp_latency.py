@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,11 +28,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from untrained import TURNS, stored_request, times_us, untrained_bundle
 
 import limbeck
-from limbeck.export import export_bundle
 from limbeck.export.structure import TableDtype
-from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import to_csr
 from limbeck.runtime import BundledStudent
 from limbeck.students import MLP, NodeInputs
@@ -44,9 +41,6 @@ from limbeck.students.structure_tables import FullTable
 
 BATCHES = (1, 10, 256)
 WIDTHS = (128,)
-TURNS = 12
-TURN_SECONDS = 0.03
-MIN_CALLS = 5
 
 
 @dataclass(frozen=True)
@@ -76,14 +70,6 @@ class Graph:
     x: torch.Tensor
     neighbors: torch.Tensor
 
-    def request(self, batch: int) -> dict[str, Any]:
-        """Features of the first nodes as a caller gives them."""
-        x = self.x[:batch].numpy()
-        if not self.shape.sparse:
-            return {"x": x}
-        rows, columns = map(np.ascontiguousarray, np.nonzero(x))
-        return {"x": (np.searchsorted(rows, np.arange(batch + 1)), columns, x[rows, columns])}
-
     def neighbor_ids(self, batch: int) -> list[list[int]]:
         """Ids of the neighbours of the first nodes."""
         starts = self.neighbors.crow_indices()[: batch + 1].tolist()
@@ -111,27 +97,10 @@ def bundled(
     """The student, read again from its bundle."""
     x = to_csr(graph.x) if graph.shape.sparse else graph.x
     reads_neighbors = isinstance(student, SAMLP)
-    export_bundle(
-        path,
-        student=student,
-        inputs=NodeInputs(x, neighbors=graph.neighbors if reads_neighbors else None),
-        graph_info=GraphInfo(
-            name=graph.shape.name,
-            source="random",
-            split="random",
-            class_names=tuple(map(str, range(graph.shape.classes))),
-            node_ids=np.arange(graph.shape.nodes),
-        ),
-        method="none",
-        student_name=type(student).__name__.lower(),
-        hyper_parameters={},
-        teacher={},
-        setting="transductive",
-        scores={},
-        fingerprint="",
-        counts={},
-        columns=torch.arange(graph.shape.nodes) if reads_neighbors else None,
-        table_dtype=table_dtype,
+    inputs = NodeInputs(x, neighbors=graph.neighbors if reads_neighbors else None)
+    columns = torch.arange(graph.shape.nodes) if reads_neighbors else None
+    untrained_bundle(
+        path, student, inputs, graph.shape.classes, columns=columns, table_dtype=table_dtype
     )
     return limbeck.load(path)
 
@@ -161,8 +130,8 @@ def calls_of(
     graph: Graph, students: dict[str, BundledStudent], batch: int
 ) -> dict[str, Callable[[], object]]:
     """What is asked, by the name of its column."""
-    request, ids = graph.request(batch), graph.neighbor_ids(batch)
-    asked = {name: partial(student.predict_proba, **request) for name, student in students.items()}
+    x, ids = stored_request(students["mlp"], np.arange(batch)), graph.neighbor_ids(batch)
+    asked = {name: partial(student.predict_proba, x=x) for name, student in students.items()}
     return {
         "MLP": asked["mlp"],
         "SA-MLP": partial(asked["float32"], neighbors=ids),
@@ -170,22 +139,6 @@ def calls_of(
         "with a blend": partial(asked["blend"], neighbors=ids),
         "without neighbours": asked["float32"],
     }
-
-
-def microseconds(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Time of each call on the CPU, in microseconds; they take turns."""
-    best = dict.fromkeys(calls, float("inf"))
-    for _ in range(TURNS):
-        for name, call in calls.items():
-            call()
-            durations: list[int] = []
-            end = time.perf_counter() + TURN_SECONDS
-            while len(durations) < MIN_CALLS or time.perf_counter() < end:
-                before = time.thread_time_ns()
-                call()
-                durations.append(time.thread_time_ns() - before)
-            best[name] = min(best[name], statistics.median(durations) / 1000)
-    return best
 
 
 def report(widths: tuple[int, ...]) -> str:
@@ -197,7 +150,7 @@ def report(widths: tuple[int, ...]) -> str:
             with tempfile.TemporaryDirectory() as folder:
                 students = students_of(graph, width, Path(folder))
                 for batch in BATCHES:
-                    times = microseconds(calls_of(graph, students, batch))
+                    times = times_us(calls_of(graph, students, batch))
                     if not lines:
                         names = ["shape", "width", "nodes", *times, "SA-MLP / MLP"]
                         lines = [_row(names), _row(["---"] * len(names))]

@@ -39,30 +39,14 @@ WATCH_SECONDS = 0.02
 def make_bundle(folder: Path) -> Path:
     # imported here: the processes that are measured import this file, and none of it
     import torch
+    from untrained import untrained_bundle
 
-    from limbeck.export.bundle import export_bundle
-    from limbeck.graphs.info import GraphInfo
-    from limbeck.students.inputs import NodeInputs
-    from limbeck.students.mlp import MLP
+    from limbeck.students import MLP, NodeInputs
 
     torch.manual_seed(0)
-    student = MLP(WIDTH, HIDDEN, CLASSES, num_layers=3).eval()
-    names = tuple(f"class {i}" for i in range(CLASSES))
-    info = GraphInfo("random rows", "drawn", "fixed", names, np.arange(64))
-    return export_bundle(
-        folder / "student",
-        student=student,
-        inputs=NodeInputs(torch.randn(64, WIDTH)),
-        graph_info=info,
-        method="glnn",
-        student_name="mlp",
-        hyper_parameters={},
-        teacher={},
-        setting="transductive",
-        scores={},
-        fingerprint="",
-        counts={},
-    )
+    student = MLP(WIDTH, HIDDEN, CLASSES, num_layers=3)
+    inputs = NodeInputs(torch.randn(64, WIDTH))
+    return untrained_bundle(folder / "student", student, inputs, CLASSES)
 
 
 def make_rows(path: Path, rows: int) -> Path:

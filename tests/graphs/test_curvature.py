@@ -1,24 +1,11 @@
 """Curvature: closed forms, the definition by sets, and what must not matter."""
 
-import itertools
-
 import pytest
 import torch
+from edge_lists import complete, cycle, edges, random_graph
 
 from limbeck.errors import GraphError
 from limbeck.graphs.curvature import balanced_forman
-
-
-def edges(pairs) -> torch.Tensor:
-    return torch.tensor(list(pairs)).t()
-
-
-def cycle(n: int) -> torch.Tensor:
-    return edges((i, (i + 1) % n) for i in range(n))
-
-
-def complete(n: int, first: int = 0) -> list[tuple[int, int]]:
-    return list(itertools.combinations(range(first, first + n), 2))
 
 
 def grid(n: int) -> torch.Tensor:
@@ -51,11 +38,6 @@ def by_definition(neighbours: list[set[int]], i: int, j: int) -> float:
     if of_i:
         value += (len(of_i) + len(of_j)) / (max(of_i + of_j) * max(d_i, d_j))
     return value
-
-
-def random_graph(num_nodes: int, num_edges: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(num_nodes, (2, num_edges), generator=generator)
 
 
 @pytest.mark.parametrize(("n", "value"), [(3, 1.5), (4, 1.0), (5, 0.0), (6, 0.0), (9, 0.0)])

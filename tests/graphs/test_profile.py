@@ -29,6 +29,7 @@ from limbeck.graphs.profile import (
     HomophilyProfile,
     LabelProfile,
     adjusted_homophily,
+    edge_homophily,
     local_homophily,
     num_neighbors,
     profile_graph,
@@ -110,6 +111,13 @@ def test_local_homophily_by_hand(graph: Data) -> None:
     assert found[:4].tolist() == pytest.approx([2 / 3, 1 / 2, 0, 1])
     assert found[4:].isnan().all()
     assert num_neighbors(graph).tolist() == [4, 2, 2, 1, 0, 1]
+
+
+def test_edge_homophily_counts_labelled_ends_only() -> None:
+    edges, labels = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 3]]), torch.tensor([A, A, B, -1])
+
+    assert edge_homophily(edges, labels) == pytest.approx(1 / 2)
+    assert edge_homophily(edges[:, 2:], labels) is None
 
 
 def test_direction_by_hand() -> None:

@@ -1,38 +1,21 @@
-"""Surgery: the algorithm against its definition, its guards, its figures, and no leak."""
+"""Surgery: the algorithm against its definition, its guards, and no leak."""
 
-import itertools
-import json
 import math
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
+from edge_lists import barbell, complete, edges, path, random_graph
 from scipy.sparse.csgraph import connected_components
 
-from limbeck.errors import GraphError, OptionError, OutputError
-from limbeck.graphs import rewire as surgery
+from limbeck.errors import GraphError, OptionError
+from limbeck.graphs.connectivity import figures_of
 from limbeck.graphs.curvature import formula, simple_csr, to_scipy
-from limbeck.graphs.rewire import SurgeryOptions, far_pairs, figures_of, resistances, rewire
+from limbeck.graphs.rewire import SurgeryOptions, rewire, rewire_at_random, rewire_view
 from limbeck.graphs.view import make_view
 from limbeck.testing.graphs import small_graph
 
 ADDITIONS = SurgeryOptions(loops=4, tau=20.0, removal_bound=None)
-
-
-def edges(pairs) -> torch.Tensor:
-    return torch.tensor(list(pairs)).t()
-
-
-def barbell(n: int = 8) -> torch.Tensor:
-    """Two complete graphs and one edge between them."""
-    left, right = itertools.combinations(range(n), 2), itertools.combinations(range(n, 2 * n), 2)
-    return edges([*left, *right, (n - 1, n)])
-
-
-def random_graph(num_nodes: int, num_edges: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(num_nodes, (2, num_edges), generator=generator)
 
 
 def components(edge_index: torch.Tensor, num_nodes: int) -> list[int]:
@@ -159,7 +142,7 @@ def test_two_cliques_before_and_after():
 @pytest.mark.parametrize("seed", range(4))
 def test_additions_never_make_it_worse(seed):
     graph, num_nodes = random_graph(20, 40, seed), 20
-    graph = torch.cat([graph, edges((i, i + 1) for i in range(19))], dim=1)
+    graph = torch.cat([graph, path(20)], dim=1)
     one = figures_of(graph, num_nodes)
     for loops in range(1, 6):
         options = SurgeryOptions(loops=loops, tau=5.0, removal_bound=None)
@@ -218,8 +201,7 @@ def test_a_seed_decides_and_infinite_sharpness_needs_none():
 
 
 def test_complete_graph_has_nothing_to_do():
-    complete = edges(itertools.combinations(range(5), 2))
-    done = rewire(complete, 5, SurgeryOptions(loops=10, removal_bound=None))
+    done = rewire(edges(complete(5)), 5, SurgeryOptions(loops=10, removal_bound=None))
     assert done.added.shape == done.removed.shape == (2, 0)
     assert done.edge_index.shape == (2, 20)
 
@@ -231,28 +213,27 @@ def test_graph_without_edges():
 
 def test_random_control_makes_as_many_edits_and_keeps_components():
     graph = random_graph(60, 80, 2)
-    done = surgery.rewire_at_random(graph, 60, 10, 6, seed=0)
+    done = rewire_at_random(graph, 60, 10, 6, seed=0)
     known = {frozenset(pair) for pair in graph.t().tolist()}
     assert done.added.shape[1] == 10
     assert not known & {frozenset(pair) for pair in done.added.t().tolist()}
     assert {frozenset(pair) for pair in done.removed.t().tolist()} <= known
     assert done.removed.shape[1] == 6
     assert components(done.edge_index, 60) == components(graph, 60)
-    again = surgery.rewire_at_random(graph, 60, 10, 6, seed=0)
+    again = rewire_at_random(graph, 60, 10, 6, seed=0)
     assert torch.equal(done.edge_index, again.edge_index)
 
 
 def test_random_control_on_many_small_components():
     graph = torch.cat([barbell(4) + 8 * copy for copy in range(50)], dim=1)
-    done = surgery.rewire_at_random(graph, 400, 100, 100)
+    done = rewire_at_random(graph, 400, 100, 100)
     assert done.added.shape[1] == done.removed.shape[1] == 100
     assert components(done.edge_index, 400) == components(graph, 400)
 
 
 def test_random_control_without_room():
-    path = edges([(0, 1), (1, 2)])
     with pytest.raises(GraphError, match="room for 1 new edges and 1 removals"):
-        surgery.rewire_at_random(path, 3, 2, 1)
+        rewire_at_random(path(3), 3, 2, 1)
 
 
 # -- options --------------------------------------------------------------------------------
@@ -293,7 +274,7 @@ def test_suffixes_of_names():
 
 def test_only_the_observed_graph_is_rewired():
     view = make_view(small_graph(), "inductive", 0)
-    rewired = surgery.rewire_view(view, SurgeryOptions(loops=5))
+    rewired = rewire_view(view, SurgeryOptions(loops=5))
     assert not torch.equal(rewired.observed.edge_index, view.observed.edge_index)
 
     def of_unseen(some):
@@ -319,84 +300,6 @@ def test_edges_of_unseen_nodes_change_nothing():
     other = graph.clone()
     other.edge_index = graph.edge_index[:, ~touched]
     options = SurgeryOptions(loops=5)
-    one = surgery.rewire_view(view, options)
-    two = surgery.rewire_view(make_view(other, "inductive", 0), options)
+    one = rewire_view(view, options)
+    two = rewire_view(make_view(other, "inductive", 0), options)
     assert one.fingerprint == two.fingerprint
-
-
-# -- figures --------------------------------------------------------------------------------
-
-
-def test_resistances_of_a_path_and_a_cycle():
-    path, cycle = edges((i, i + 1) for i in range(9)), edges((i, (i + 1) % 10) for i in range(10))
-    pairs = torch.tensor([[0, 2, 0], [9, 5, 1]])
-    torch.testing.assert_close(
-        resistances(path, 10, pairs), torch.tensor([9.0, 3.0, 1.0], dtype=torch.float64)
-    )
-    torch.testing.assert_close(
-        resistances(cycle, 10, pairs), torch.tensor([0.9, 2.1, 0.9], dtype=torch.float64)
-    )
-    with pytest.raises(GraphError, match="not connected"):
-        resistances(edges([(0, 1), (2, 3)]), 4, torch.tensor([[0], [2]]))
-
-
-def test_kirchhoff_index_is_the_sum_of_resistances():
-    graph = torch.cat([random_graph(12, 15, 0), edges((i, i + 1) for i in range(11))], dim=1)
-    pairs = torch.combinations(torch.arange(12)).t()
-    total = float(resistances(graph, 12, pairs).sum())
-    assert figures_of(graph, 12).kirchhoff_index == pytest.approx(total)
-
-
-def test_far_pairs_of_a_path():
-    path = edges((i, i + 1) for i in range(9))
-    far = far_pairs(path, 10)
-    assert far.shape == (2, 10)
-    assert set(far[1].tolist()) == {0, 9}
-    assert bool(((far[0] - far[1]).abs() >= 5).all())
-    assert far_pairs(edges(itertools.combinations(range(4), 2)), 4).shape == (2, 0)
-
-
-def test_large_graphs_by_lanczos(monkeypatch):
-    graph = torch.cat([random_graph(80, 120, 0), edges((i, i + 1) for i in range(79))], dim=1)
-    dense = figures_of(graph, 80)
-    monkeypatch.setattr(surgery, "DENSE_NODES", 10)
-    sparse = figures_of(graph, 80)
-    assert sparse.algebraic_connectivity == pytest.approx(dense.algebraic_connectivity, rel=1e-6)
-    assert sparse.normalised_gap == pytest.approx(dense.normalised_gap, rel=1e-6)
-    assert sparse.kirchhoff_index is None
-
-
-def test_homophily_counts_labelled_ends_only():
-    graph, y = edges([(0, 1), (1, 2), (2, 3), (3, 3)]), torch.tensor([0, 0, 1, -1])
-    assert surgery.edge_homophily(graph, y) == pytest.approx(0.5)
-    assert surgery.edge_homophily(graph[:, 2:], y) is None
-
-
-def test_figures_need_edges():
-    with pytest.raises(GraphError, match="without edges"):
-        figures_of(torch.empty(2, 0, dtype=torch.int64), 3)
-
-
-# -- files ----------------------------------------------------------------------------------
-
-
-def test_edges_are_written_once_with_their_notes(tmp_path):
-    view = make_view(small_graph(), "inductive", 0)
-    rewired = surgery.rewire_view(view, SurgeryOptions(loops=5))
-    surgery.write_edges(rewired, tmp_path / "edges.parquet", {"seed": 0})
-    table = pq.read_table(tmp_path / "edges.parquet")
-    assert json.loads(table.schema.metadata[b"limbeck"]) == {"seed": 0}
-    written = {frozenset(pair) for pair in zip(*table.to_pydict().values(), strict=True)}
-    ends = view.nodes[rewired.everything.edge_index].t().tolist()
-    ids = view.info.node_ids.tolist()
-    assert written == {frozenset((ids[u], ids[v])) for u, v in ends}
-    assert len(written) == table.num_rows
-    assert [file.name for file in tmp_path.iterdir()] == ["edges.parquet"]
-
-
-def test_files_that_cannot_be_written(tmp_path):
-    view = make_view(small_graph(), "transductive", 0)
-    with pytest.raises(OutputError, match="extension '.txt'"):
-        surgery.write_edges(view, tmp_path / "edges.txt")
-    with pytest.raises(OutputError, match="a folder that exists"):
-        surgery.write_edges(view, tmp_path / "nowhere" / "edges.csv")

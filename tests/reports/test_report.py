@@ -15,7 +15,9 @@ pytest.importorskip("plotly", reason="the extra 'report' is not installed")
 
 from limbeck.cli import run
 from limbeck.errors import InputError, OutputError
-from limbeck.reports.figures import Colors, Point, front, inside
+from limbeck.reports.drawing import Colors
+from limbeck.reports.method_figures import inside
+from limbeck.reports.pareto import Point, front
 from limbeck.reports.report import MAX_BYTES, render_report, write_report
 from limbeck.reports.runs import read_runs
 

@@ -47,6 +47,8 @@ def rewire(
     """
     import limbeck
     from limbeck.graphs import rewire as surgery
+    from limbeck.graphs.connectivity import before_and_after
+    from limbeck.graphs.edge_tables import check_table_path, write_edges
 
     source = tables or GraphSource()
     if graph is not None:
@@ -54,7 +56,7 @@ def rewire(
     options = surgery.SurgeryOptions(
         surgery.parse_loops(loops), tau, removal_bound if removal else None
     )
-    surgery.check_table_path(out)
+    check_table_path(out)
     view = limbeck.view(source.load(), setting, seed, unseen=unseen)
     done = surgery.rewire(view.observed.edge_index, view.num_observed, options, seed)
     rewired = surgery.with_observed_edges(view, done.edge_index)
@@ -67,10 +69,10 @@ def rewire(
         "added": int(done.added.shape[1]),
         "removed": int(done.removed.shape[1]),
     }
-    surgery.write_edges(rewired, out, document)
+    write_edges(rewired, out, document)
     document["edges"] = str(out)
     if figures:
-        before, after = surgery.before_and_after(view, rewired)
+        before, after = before_and_after(view, rewired)
         document |= {"before": before.to_dict(), "after": after.to_dict()}
     if json:
         show_json(document)

@@ -19,7 +19,7 @@ from limbeck.evaluation.protocol import Run
 from limbeck.graphs.curvature import simple_csr, to_scipy
 from limbeck.graphs.energy import band_shares, gain_curve, rayleigh_quotient
 from limbeck.graphs.framelets import FrameletOptions, Framelets
-from limbeck.graphs.rewire import edge_homophily
+from limbeck.graphs.profile import edge_homophily
 from limbeck.students.fmlp import FMLP
 from limbeck.teachers.framelet import FrameletConv, OriginalFramelet, SimplifiedFramelet
 

@@ -264,6 +264,20 @@ def local_homophily(graph: Data) -> Tensor:
     return share
 
 
+def edge_homophily(edge_index: Tensor, labels: Tensor) -> float | None:
+    """Share of the edges between labelled nodes that join two of one class; no self-loops.
+
+    Args:
+        edge_index: int64 ``[2, E]``.
+        labels: int64 ``[N]``, -1 for none.
+
+    Returns:
+        The figure; ``None`` without such edges.
+    """
+    edges = _labelled_edges(remove_self_loops(edge_index)[0], labels)
+    return float(homophily(edges, labels, method="edge")) if edges.shape[1] > 0 else None
+
+
 def adjusted_homophily(edge_index: Tensor, labels: Tensor) -> float | None:
     r"""Adjusted homophily, from "Characterizing Graph Datasets for Node Classification" (Platonov
     et al., NeurIPS 2023, https://arxiv.org/abs/2209.06177).
@@ -356,7 +370,7 @@ def _homophily(edges: Tensor, labels: Tensor) -> HomophilyProfile:
     of_nodes = homophily(edges, labels, method="node") * len(labels) / with_neighbors
     many_classes = int(labels.max()) > 0
     return HomophilyProfile(
-        edge=float(homophily(edges, labels, method="edge")),
+        edge=edge_homophily(edges, labels),
         node=float(of_nodes),
         edge_insensitive=(
             float(homophily(edges, labels, method="edge_insensitive")) if many_classes else None

@@ -36,7 +36,9 @@ try:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
     from plotly.offline import get_plotlyjs
 
-    from limbeck.reports import figures
+    from limbeck.reports import cell_figures, method_figures
+    from limbeck.reports.drawing import Colors, Figure
+    from limbeck.reports.pareto import COST_AXES, Point, pareto
 except ModuleNotFoundError as error:
     if error.name not in {"jinja2", "plotly"}:
         raise
@@ -141,7 +143,7 @@ def render_report(runs: Runs, title: str) -> str:
     comparison = compare(runs.rows)
     cells = list(dict.fromkeys(summary.cell for summary in comparison.summaries))
     by_cell = {cell: _by_method(runs.rows, cell, comparison.methods) for cell in cells}
-    colors = figures.Colors(comparison.methods)
+    colors = Colors(comparison.methods)
     drawn = {" / ".join(cell): _of_cell(cell, by_cell[cell], comparison, colors) for cell in cells}
     blocks = _blocks(by_cell)
     overall = _overall(blocks[:MAX_BLOCKS], by_cell, colors)
@@ -231,29 +233,32 @@ _SPARED_NAMES = {
 
 
 def _of_cell(
-    cell: Cell, by_method: ByMethod, comparison: Comparison, colors: figures.Colors
+    cell: Cell, by_method: ByMethod, comparison: Comparison, colors: Colors
 ) -> dict[str, Any]:
     """All figures of a cell, and sentences on what it lacks."""
     where = f"{cell.graph}, {cell.setting}"
-    found: list[figures.Figure | None] = [
+    found: list[Figure | None] = [
+        *(pareto(_points(by_method, axis), axis, colors, where) for axis in COST_AXES),
         *(
-            figures.pareto(_points(by_method, axis), axis, colors, where)
-            for axis in figures.COST_AXES
+            cell_figures.differences(comparison, cell, ref, colors)
+            for ref in comparison.differences
         ),
-        *(figures.differences(comparison, cell, ref, colors) for ref in comparison.differences),
-        *(figures.slices(by_method, kind, colors) for kind in ("degree", "homophily", "class")),
-        figures.calibration(by_method, colors, "calibrated"),
-        figures.calibration(by_method, colors, "student"),
-        figures.calibration_error(by_method, colors),
-        figures.agreement(by_method, colors),
-        figures.slices(by_method, "degree", colors, "agreement"),
-        figures.training(by_method, colors, "val_score"),
-        figures.training(by_method, colors, "loss"),
+        *(
+            cell_figures.slices(by_method, kind, colors)
+            for kind in ("degree", "homophily", "class")
+        ),
+        cell_figures.calibration(by_method, colors, "calibrated"),
+        cell_figures.calibration(by_method, colors, "student"),
+        cell_figures.calibration_error(by_method, colors),
+        cell_figures.agreement(by_method, colors),
+        cell_figures.slices(by_method, "degree", colors, "agreement"),
+        cell_figures.training(by_method, colors, "val_score"),
+        cell_figures.training(by_method, colors, "loss"),
     ]
     inside = [
         {**figure.to_dict(), "kind": f"inside-{figure.kind}", "group": method}
         for method, rows in by_method.items()
-        for figure in figures.inside(method, rows)
+        for figure in method_figures.inside(method, rows)
     ]
     return {
         "figures": [f.to_dict() for f in found if f is not None] + inside,
@@ -261,7 +266,7 @@ def _of_cell(
     }
 
 
-def _missing(found: Iterable[figures.Figure | None], inside: Sequence[Any]) -> list[str]:
+def _missing(found: Iterable[Figure | None], inside: Sequence[Any]) -> list[str]:
     kinds = {figure.kind for figure in found if figure is not None}
     said = {
         "pareto-latency_us_b1": "Latency was not measured here; 'limbeck bench --latency' on the "
@@ -298,11 +303,11 @@ def _blocks(by_cell: Mapping[Cell, ByMethod]) -> list[Block]:
 
 
 def _overall(
-    blocks: Sequence[Block], by_cell: Mapping[Cell, ByMethod], colors: figures.Colors
+    blocks: Sequence[Block], by_cell: Mapping[Cell, ByMethod], colors: Colors
 ) -> list[dict[str, Any]]:
     """Accuracy against each cost, as means over the cells of each block."""
     drawn = []
-    for axis in figures.COST_AXES:
+    for axis in COST_AXES:
         for block in blocks:
             points = []
             for method in block.methods:
@@ -310,15 +315,15 @@ def _overall(
                 if all(each):
                     costs = [of_cell[0].cost for of_cell in each]
                     score = statistics.fmean(of_cell[0].score for of_cell in each)
-                    points.append(figures.Point(method, statistics.geometric_mean(costs), score))
+                    points.append(Point(method, statistics.geometric_mean(costs), score))
             where = str(block) if len(block.cells) == 1 else f"mean of {block}"
-            figure = figures.pareto(points, axis, colors, where)
+            figure = pareto(points, axis, colors, where)
             if figure is not None:
                 drawn.append(figure.to_dict())
     return drawn
 
 
-def _points(by_method: Mapping[str, Sequence[Row]], axis: str) -> list[figures.Point]:
+def _points(by_method: Mapping[str, Sequence[Row]], axis: str) -> list[Point]:
     """The methods that have a cost, at its median."""
     points = []
     for method, rows in by_method.items():
@@ -327,7 +332,7 @@ def _points(by_method: Mapping[str, Sequence[Row]], axis: str) -> list[figures.P
         if costs and scores:
             spread = statistics.pstdev(scores)
             cost = float(statistics.median(costs))
-            points.append(figures.Point(method, cost, statistics.fmean(scores), spread))
+            points.append(Point(method, cost, statistics.fmean(scores), spread))
     return points
 
 
