@@ -314,7 +314,7 @@ def test_widths_that_do_not_fit_the_manifest(write_tiny: Callable[..., Path], wi
         write_tiny(manifest=manifest_fields(folded={"widths": widths}))
 
 
-# --- experts, positions, neighbours -----------------------------------------------------------
+# --- experts, positions, neighbours, bands ----------------------------------------------------
 
 
 def expert_layer(rng: Any, reads: int, answers: int, *, gated: bool) -> native.Layer:
@@ -468,3 +468,131 @@ def test_a_gate_weighs_two_decoders(has_gate: bool, decoders: int) -> None:
     known = kernels.Known(np.zeros((5, 2), dtype=np.float32), None, None, None)
     with pytest.raises(TypeError, match="a gate and two decoders, or none and one"):
         kernels.Streams(known, table, (0.0, 0.0, 4, 3), one[0], (head,), None, (False, None, None))
+
+
+def floats(*rows: Any) -> np.ndarray:
+    return np.array(rows, dtype=np.float32)
+
+
+def make_bands(*, released: bool = False, maps: Any = None, predictor: Any = None) -> Any:
+    """One layer, two bands of one value that the heads take times 1 and 10, features times 100.
+
+    The gate is that of what a band says: a half at 0, all of the graph at 100.
+    """
+
+    def times(factor: float) -> Any:
+        return ((floats([factor]), floats(0)),)
+
+    return kernels.Bands(
+        (1, 2, False, released),
+        times(1),
+        None,
+        (times(1), times(10)),
+        times(100),
+        predictor,
+        (floats(1, 0), floats(0)),
+        maps,
+        (None, None),
+    )
+
+
+def test_bands_by_hand() -> None:
+    bands, x = make_bands(), floats([3])
+    np.testing.assert_allclose(bands.answer(x), [[600]])  # closed: the features, once for each band
+    np.testing.assert_allclose(bands.answer(x, floats([0, 0])), [[300]])
+    np.testing.assert_allclose(bands.answer(x, floats([100, 0])), [[100 + 150]])
+    np.testing.assert_allclose(bands.answer(x, floats([100, 200])), [[100 + 2000]])
+    np.testing.assert_allclose(make_bands(released=True).answer(x, floats([100, 200])), [[600]])
+    # coefficients: 2 of each band, summed, halved or doubled, 0 or 50 on top
+    maps = (np.ones((2, 2, 1), dtype=np.float32), floats(0, 50), floats(0.5, 2))
+    of_coefficients = make_bands(maps=maps).answer(x, floats([150, 50, 40, 35]))
+    np.testing.assert_allclose(of_coefficients, [[100 + 2000]])
+    # a predictor that answers 100 and 200 whatever it reads, of bands as they are behind the maps
+    predictor = ((floats([0, 0]), floats(100, 200)),)
+    guessed = make_bands(maps=maps, predictor=predictor)
+    np.testing.assert_allclose(guessed.answer(x), [[100 + 2000]])
+    np.testing.assert_allclose(guessed.answer((np.array([0, 0]), np.array([0])[:0])), [[2100]])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        floats([0]),
+        floats([0, 0, 0]),
+        floats([0, 0], [0, 0]),
+        floats(0, 0),
+        floats([np.nan, 0]),
+        floats([0, np.inf]),
+        floats([3e38, 3e38]),  # an answer that is not finite
+        np.zeros((1, 2)),
+        np.zeros((1, 4), dtype=np.float32)[:, ::2],
+        [[0, 0]],
+        None,
+    ],
+)
+def test_bands_that_are_not_right_are_left_to_the_general_way(given: Any) -> None:
+    assert make_bands().answer(floats([3]), given) is None
+    assert make_bands().answer(floats([np.nan])) is None
+    assert make_bands().answer(floats([3]), floats([0, 0]), None) is None
+    assert make_bands().answer() is None
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_any_arrays_make_bands_or_are_refused(data: Any) -> None:
+    """Mostly right sizes, some of them off by one: nothing is read beyond an array."""
+    draw = data.draw
+    layers, bands, width, features, classes = (draw(st.integers(1, 3)) for _ in range(5))
+    coefficients = draw(st.integers(0, 2))
+    fits = True
+
+    def array(*shape: int) -> Any:
+        nonlocal fits
+        if draw(st.integers(0, 60)) > 0:
+            return np.ones(shape, dtype=np.float32)
+        fits = False
+        off = draw(st.integers(0, len(shape) - 1))
+        shapes = [(*shape[:off], shape[off] + by, *shape[off + 1 :]) for by in (-1, 1)]
+        wrong = [np.ones(of, dtype=np.float32) for of in shapes]
+        return draw(st.sampled_from([*wrong, None, "x", np.ones(shape), np.ones((2, 2, 2, 2))]))
+
+    def chain(reads: int, answers: int) -> Any:
+        deep = draw(st.booleans())
+        middle = [(reads, 2), (2, answers)] if deep else [(reads, answers)]
+        return tuple((array(a, b), array(b)) for a, b in middle)
+
+    heads = draw(st.sampled_from([1, bands]))
+    arguments: list[Any] = [
+        (layers, bands, draw(st.booleans()), draw(st.booleans())),
+        chain(features, width),
+        chain(width, width) if layers > 1 else None,
+        tuple(chain(width, classes) for _ in range(heads)),
+        chain(width, classes),
+        chain(features, layers * bands * width) if draw(st.booleans()) else None,
+        (array(layers * 2 * width), array(layers)),
+        (array(bands, coefficients, width), array(bands * width), array(layers * bands))
+        if coefficients
+        else None,
+        (array(features), array(features)) if draw(st.booleans()) else (None, None),
+    ]
+    try:
+        answer = kernels.Bands(*arguments).answer
+    except (TypeError, ValueError):
+        assert not fits
+        return
+    x = np.ones((2, features), dtype=np.float32)
+    given = array(2, layers * bands * (coefficients or width))
+    for asked in ((x,), (x, given)):
+        logits = answer(*asked)
+        assert logits is None or logits.shape == (2, classes)
+        assert logits is not None or not fits
+
+
+@pytest.mark.parametrize("sizes", [(0, 2), (1, 0), (1, 65), (65, 2), (-1, 2), (1, 2**62)])
+def test_sizes_of_bands_that_cannot_be(sizes: tuple[int, int]) -> None:
+    chain = ((floats([1]), floats(0)),)
+    gates = (floats(1, 0), floats(0))
+    with pytest.raises(ValueError, match="do not fit"):
+        kernels.Bands(
+            (*sizes, False, False), chain, None, (chain,), chain, None, gates, None, (None, None)
+        )

@@ -12,14 +12,15 @@ One answers nodes whose bands are known, the other those that come without::
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.errors import OptionError
+from limbeck.export.compiled import Compiled, compile_bands
 from limbeck.export.fmlp import write_fmlp, writes
 from limbeck.export.folded import Array, as_array
 from limbeck.export.forms import DenseRows
@@ -36,6 +37,7 @@ from limbeck.export.onnx import (
 )
 from limbeck.runtime.bundle import BandsEntry
 from limbeck.runtime.kernel import BAND_ANSWERS, OnnxKernel
+from limbeck.runtime.native import HAS_KERNELS, answer_of_bands
 from limbeck.students.fmlp import FMLP
 from limbeck.students.inputs import InputSpec, NodeInputs
 
@@ -73,12 +75,20 @@ class BandsExport:
         model: The ONNX model of nodes with bands.
         cold: That of nodes without.
         logits: Answers for the known nodes, float32 ``[N, C]``.
+        compiled: The student as the compiled kernels read it, where they have a form for it.
     """
 
     entry: BandsEntry
     model: bytes
     cold: bytes
     logits: Array
+    compiled: Compiled | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of the manifest that only such students have."""
+        folded = {} if self.compiled is None else {"folded": self.compiled.fields}
+        return {"bands": asdict(self.entry), **folded}
 
 
 class _Answers(NamedTuple):
@@ -127,7 +137,9 @@ def export_bands(
     raw = RawStudent(copy.deepcopy(student), scaling).cpu().eval()
     answering = _Answering(raw).eval()
     entry = _entry(answering, width, bands_width)
+    compiled = None
     if writes(raw.student):
+        compiled = compile_bands(cast(FMLP, raw.student), scaling)
         written = [_written(cast(FMLP, raw.student), scaling, read) for read in (True, False)]
     else:
         outputs = BAND_ANSWERS if entry.count else BAND_ANSWERS[:1]
@@ -136,7 +148,8 @@ def export_bands(
     model, cold = written
     warm = known_logits(student, inputs, scaling)
     alone = known_logits(student, NodeInputs(inputs.x), scaling)
-    exported = BandsExport(entry, model, cold, np.where(banded.numpy()[:, None], warm, alone))
+    logits = np.where(banded.numpy()[:, None], warm, alone)
+    exported = BandsExport(entry, model, cold, logits, compiled)
     _check(exported, answering, inputs, (width, bands_width))
     return exported
 
@@ -199,6 +212,9 @@ def _check(
     assert taken.bands is not None
     (x,) = dense_rows(NodeInputs(taken.x))
     num_classes = exported.logits.shape[1]
+    compiled = exported.compiled if HAS_KERNELS else None
+    quickly = None if compiled is None else answer_of_bands(compiled.entry, compiled.arrays)
+    rows = np.ascontiguousarray(x.float().numpy())
     for model, width, bands in (
         (exported.model, widths[1], taken.bands.float()),
         (exported.cold, 0, None),
@@ -212,8 +228,9 @@ def _check(
             bands=exported.entry,
         )
         expected = answering.raw(x.float(), bands=bands).numpy()
-        answer = kernel(
-            np.ascontiguousarray(x.float().numpy()),
-            bands=None if bands is None else np.ascontiguousarray(bands.numpy()),
-        )
-        check_parity(expected, answer)
+        read = None if bands is None else np.ascontiguousarray(bands.numpy())
+        check_parity(expected, kernel(rows, bands=read))
+        if quickly is not None:
+            found = quickly(rows) if read is None else quickly(rows, read)
+            assert found is not None
+            check_parity(expected, found)

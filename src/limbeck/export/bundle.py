@@ -278,7 +278,11 @@ def _parts(
     if _reads_bands(student):
         bands = export_bands(student, inputs, banded, scaling)
         return _Parts(
-            bands.logits, bands.model, cold=bands.cold, fields={"bands": asdict(bands.entry)}
+            bands.logits,
+            bands.model,
+            cold=bands.cold,
+            fields=bands.fields,
+            arrays={} if bands.compiled is None else bands.compiled.arrays,
         )
     logits = None
     if isinstance(student, GNNStudent):

@@ -35,17 +35,21 @@ from limbeck.export.onnx import (
     random_rows,
 )
 from limbeck.runtime.bundle import (
+    BANDS_CHAINS,
     HEAD_CHAINS,
     LONE_CHAINS,
+    MOST_BANDS,
     MOST_EXPERTS,
     PREDICTOR_CHAIN,
     STUDENT_CHAIN,
     SUM_CHAINS,
+    FoldedBands,
     FoldedEntry,
     HeadEntry,
     LayerEntry,
 )
 from limbeck.runtime.native import HAS_KERNELS, answer_of_network, head_name, layer_name
+from limbeck.students.fmlp import FMLP, FMLPO, BandEncoders
 from limbeck.students.linkx import LINKX
 from limbeck.students.sa_mlp import SAMLP, FeedForward, Head
 
@@ -65,7 +69,12 @@ class Compiled:
     @property
     def fields(self) -> dict[str, Any]:
         """The manifest's field ``folded``."""
-        return {"widths": list(self.entry.widths)} if self.entry.is_mlp else asdict(self.entry)
+        if self.entry.is_mlp:
+            return {"widths": list(self.entry.widths)}
+        fields = asdict(self.entry)
+        if self.entry.bands is None:
+            del fields["bands"]
+        return fields
 
 
 @torch.no_grad()
@@ -153,6 +162,51 @@ def compile_structure(student: SAMLP | LINKX, scaling: Scaling | None = None) ->
     return builder.compiled(unit_sum=student.scaling.kind == "row")
 
 
+@torch.no_grad()
+def compile_bands(student: FMLP, scaling: Scaling | None = None) -> Compiled | None:
+    """A student that reads bands as the kernels read it.
+
+    Args:
+        student: The student, an FMLP-O, FMLP-S or FMLP-X, on the CPU and in eval mode.
+        scaling: What ``x`` was standardised with in training.
+
+    Returns:
+        ``None`` for more than 64 bands or layers.
+    """
+    reader, layers = student.reader, student.reader.num_powers
+    if max(reader.num_bands, layers) > MOST_BANDS:
+        return None
+    coefficients = reader.in_channels if isinstance(reader, BandEncoders) else 0
+    released = student.gate_rule == "released"
+    bands = FoldedBands(layers, reader.num_bands, coefficients, student.tied, released)
+    builder = _Builder()
+    encoder, re_encoder, from_features = BANDS_CHAINS
+    has_hidden = isinstance(student, FMLPO)
+    builder.add(encoder, [Block(_linear(student.feature_encoder), relu=has_hidden)])
+    last_gate = student.gate
+    if isinstance(student, FMLPO):
+        builder.add(re_encoder, [Block(_linear(student.re_encoder), relu=True)])
+        last_gate = last_gate if student.output_gate is None else student.output_gate
+    builder.add(from_features, _fed_forward(student.feature_head))
+    for name, head in zip(bands.heads, student.heads, strict=True):
+        builder.add(name, _fed_forward(cast(FeedForward, head)))
+    if student.fallback == "predictor":
+        assert student.predictor is not None
+        builder.add(PREDICTOR_CHAIN, _fed_forward(student.predictor))
+    if scaling is not None:
+        builder.add_scaling(scaling)
+    gates = [student.gate] * (layers - 1) + [last_gate]
+    builder.arrays["folded_gate"] = as_array(torch.cat([gate.weight for gate in gates]))
+    builder.arrays["folded_gate_bias"] = as_array(torch.cat([gate.bias for gate in gates]))
+    if isinstance(reader, BandEncoders):
+        encoders = [cast(torch.nn.Linear, module) for module in reader.encoders]
+        weight = torch.stack([lin.weight.t() for lin in encoders])
+        builder.arrays["folded_bands_weight"] = as_array(weight)
+        builder.arrays["folded_bands_bias"] = as_array(torch.stack([lin.bias for lin in encoders]))
+        builder.arrays["folded_bands_factor"] = as_array(1 / reader.scale)
+    return builder.compiled(bands=bands)
+
+
 class _Builder:
     """Collects layers and their arrays."""
 
@@ -193,9 +247,9 @@ class _Builder:
         mean, deviation = (as_array(vector.cpu()) for vector in scaling)
         self.arrays |= {"folded_mean": mean, "folded_deviation": deviation}
 
-    def compiled(self, *, unit_sum: bool = False) -> Compiled:
+    def compiled(self, *, unit_sum: bool = False, bands: FoldedBands | None = None) -> Compiled:
         """All of it."""
-        entry = FoldedEntry(self.chains, tuple(self.heads), self.scaled, unit_sum)
+        entry = FoldedEntry(self.chains, tuple(self.heads), self.scaled, unit_sum, bands)
         return Compiled(entry, self.arrays)
 
 

@@ -1,15 +1,16 @@
-/* The fast path of the runtime: students that are networks of layers, such that read neighbours, and
- * the lookup of known nodes.
+/* The fast path of the runtime: students that are networks of layers, such that read neighbours or
+ * the bands of a graph transform, and the lookup of known nodes.
  *
  * Types made from arrays and asked with one call each:
  *
  *   Network(layers[, beside, mean, deviation]).answer(x[, position])
  *   Streams(known, table, ...).answer(x), (x, neighbors) or (x, parts, known)
+ *   Bands(sizes, chains, ...).answer(x) or (x, bands)
  *   Known(logits, ids, order, rows).answer(nodes)
  *
  * x is (indptr, indices[, values]) or a dense float32 array [B, F]; position float32 [B, beside];
- * neighbors a list of lists of ids. A layer is (weight float32 [in, out], bias float32 [out]), or
- * has all the parts that `block_from` reads, those of experts among them.
+ * neighbors a list of lists of ids; bands float32 [B, w]. A layer is (weight float32 [in, out], bias
+ * float32 [out]), or has all the parts that `block_from` reads, those of experts among them.
  *
  * Each returns new logits, float32 [B, C]; softmax(logits, temperature) makes them probabilities in
  * place. What none of them takes (another form of request, an unknown node, a column that does not
@@ -47,6 +48,7 @@
 #define BLOCK_ROWS 32  /* rows that go through all layers together: their values stay in cache */
 #define EXPERT_ROWS 256 /* the same where layers have experts: each reads its weights for its rows */
 #define MOST_EXPERTS 64 /* of a layer */
+#define MOST_BANDS 64   /* that a student reads, and powers of each */
 #define LET_GO_ABOVE 500000 /* multiplications from which other threads may run meanwhile */
 
 typedef Py_ssize_t size;
@@ -87,6 +89,11 @@ typedef struct {
     size num_blocks;
     Block *blocks;
 } Chain;
+
+INLINE size answers_of(const Chain *chain)
+{
+    return chain->blocks[chain->num_blocks - 1].maps[0].out;
+}
 
 /* How features are read: what is taken off and divided by, and whether a row is then divided by the
  * sum of its absolute values. Behind them stand `beside` dense values. */
@@ -259,15 +266,25 @@ INLINE void any_map(const Map *map, const Rows *h, float *const *y, int relu)
         sparse_map(map, h->sparse + r, h->features, h->beside, y[r], relu, NULL);
 }
 
+/* The sum of a lane, in halves: 4 steps, where one value after the other would take 16. */
+INLINE float total(const lane *of)
+{
+    lane sums = *of;
+#pragma GCC unroll 4
+    for (int half = LANE / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int l = 0; l < half; l++)
+            sums[l] += sums[l + half];
+    return sums[0];
+}
+
 INLINE float sum_of_squares(const float *values, size count)
 {
     lane sums = {0};
     size i = 0;
     for (; i + LANE <= count; i += LANE)
         sums += *(const lane *)(values + i) * *(const lane *)(values + i);
-    float sum = 0;
-    for (int l = 0; l < LANE; l++)
-        sum += sums[l];
+    float sum = total(&sums);
     for (; i < count; i++)
         sum += values[i] * values[i];
     return sum;
@@ -278,10 +295,19 @@ INLINE float dot(const float *a, const float *b, size count) /* of whole lanes *
     lane sums = {0};
     for (size i = 0; i < count; i += LANE)
         sums += *(const lane *)(a + i) * *(const lane *)(b + i);
-    float sum = 0;
-    for (int l = 0; l < LANE; l++)
-        sum += sums[l];
-    return sum;
+    return total(&sums);
+}
+
+INLINE int are_finite(const float *values, size count)
+{
+    lane left = {0}; /* and no number where a value is not finite */
+    size i = 0;
+    for (; i + LANE <= count; i += LANE)
+        left += *(const lane *)(values + i) - *(const lane *)(values + i);
+    float zero = total(&left);
+    for (; i < count; i++)
+        zero += values[i] - values[i];
+    return zero == 0;
 }
 
 INLINE void norm_row(const Finish *finish, size width, float *y)
@@ -475,9 +501,8 @@ static int take_rows(const Reader *reader, const Request *x, size start, int64_t
     h->beside = beside;
     h->dense = work->dense;
     h->sparse = x->dense ? NULL : work->sparse;
-    for (size i = start * beside; x->beside && i < (start + rows) * beside; i++)
-        if (!(x->beside[i] - x->beside[i] == 0))
-            return 0;
+    if (x->beside && !are_finite(x->beside + start * beside, rows * beside))
+        return 0;
     if (!x->dense) {
         size used = 0;
         for (size r = 0; r < rows; r++) {
@@ -504,9 +529,8 @@ static int take_rows(const Reader *reader, const Request *x, size start, int64_t
     const float *from = x->dense + start * features;
     const int as_given = !beside && !reader->deviation && !reader->unit_sum;
     for (size r = 0; r < rows; r++, from += features) {
-        for (size i = 0; i < features; i++)
-            if (!(from[i] - from[i] == 0))
-                return 0;
+        if (!are_finite(from, features))
+            return 0;
         work->dense[r] = from;
         if (as_given)
             continue;
@@ -605,7 +629,7 @@ static int network_forward(const Network *network, const Request *x, const Work 
                            const Needs *needs, float *logits)
 {
     const Chain *chain = &network->chain;
-    const Map *last = chain->blocks[chain->num_blocks - 1].maps;
+    const size num_classes = answers_of(chain);
     int64_t end = 0;
     if (!x->dense && integer(x->indptr, x->wide_indptr, 0) != 0)
         return 0;
@@ -619,7 +643,7 @@ static int network_forward(const Network *network, const Request *x, const Work 
             to[r] = work->turns[(chain->num_blocks - 1) % 2] + r * needs->widest;
         follow(chain, h, to, work, needs->widest);
         for (size r = 0; r < h.num_rows; r++)
-            if (!hand_over(to[r], last->out, logits + (start + r) * last->out))
+            if (!hand_over(to[r], num_classes, logits + (start + r) * num_classes))
                 return 0;
     }
     return x->dense || end == x->entries;
@@ -767,8 +791,7 @@ static int is_long(const Request *x, const Reader *reader, size widest)
 static PyObject *network_answer(PyObject *self, PyObject *const *args, size count)
 {
     const Network *network = (const Network *)self;
-    const Chain *chain = &network->chain;
-    const size num_classes = chain->blocks[chain->num_blocks - 1].maps[0].out;
+    const size num_classes = answers_of(&network->chain);
     Request x;
     Held held;
     if (count < 1 || count > 2 ||
@@ -1426,8 +1449,7 @@ static void decode(const Head *head, const Rows *h, size width, float *const *h_
                    size widest)
 {
     const size padded = round_up(width, LANE), rows = h->num_rows;
-    const Chain *last = &head->from_features;
-    const size num_classes = last->blocks[last->num_blocks - 1].maps[0].out;
+    const size num_classes = answers_of(&head->from_features);
     follow(&head->encoder, *h, h_x, work, widest);
     for (size r = 0; r < rows; r++) {
         for (size c = 0; !head->gate && c < width; c++)
@@ -1484,8 +1506,7 @@ static void choose_none(Some *some, const Some *all)
 static int streams_forward(const Streams *s, const Request *x, const Around *around,
                            const Work *work, const Needs *needs, float *logits)
 {
-    const Chain *last = &s->heads[0].from_features;
-    const size num_classes = last->blocks[last->num_blocks - 1].maps[0].out;
+    const size num_classes = answers_of(&s->heads[0].from_features);
     const int routed = s->predictor.num_blocks > 0;
     const size step = needs->widest;
     float share[BLOCK_ROWS];
@@ -1556,8 +1577,7 @@ static int streams_forward(const Streams *s, const Request *x, const Around *aro
 static PyObject *streams_answer(PyObject *self, PyObject *const *args, size count)
 {
     const Streams *s = (const Streams *)self;
-    const Chain *last = &s->heads[0].from_features;
-    const size num_classes = last->blocks[last->num_blocks - 1].maps[0].out;
+    const size num_classes = answers_of(&s->heads[0].from_features);
     Request x;
     Held held, given = {.count = 0};
     Around around = {0};
@@ -1671,11 +1691,9 @@ static int head_from(Head *head, PyObject *given, size in, size width, size num_
     if (gated && !head->gate)
         return PyErr_NoMemory(), 0;
     const Chain *chains[] = {&head->encoder, &head->from_features, &head->from_structure};
-    for (int i = 0; i < 2 + gated; i++) {
-        const size out = chains[i]->blocks[chains[i]->num_blocks - 1].maps[0].out;
-        if (out != (i ? num_classes : width))
+    for (int i = 0; i < 2 + gated; i++)
+        if (answers_of(chains[i]) != (i ? num_classes : width))
             return does_not_fit();
-    }
     return 1;
 }
 
@@ -1740,10 +1758,8 @@ static PyObject *streams_new(PyTypeObject *type, PyObject *args, PyObject *keywo
         in = right ? s->heads[0].encoder.blocks[0].maps[0].in : -1;
     }
     if (right && predictor != Py_None) {
-        right = chain_from(&s->predictor, predictor, in, 1, needs);
-        const Chain *chain = &s->predictor;
-        right = right && (chain->blocks[chain->num_blocks - 1].maps[0].out == s->width ||
-                          does_not_fit());
+        right = chain_from(&s->predictor, predictor, in, 1, needs) &&
+                (answers_of(&s->predictor) == s->width || does_not_fit());
     }
     right = right && reader_from(&s->reader, mean, deviation, 0, in, unit_sum, needs);
     if (!right) {
@@ -1753,6 +1769,306 @@ static PyObject *streams_new(PyTypeObject *type, PyObject *args, PyObject *keywo
     needs->rows = BLOCK_ROWS;
     needs->widest = most(needs->widest, s->padded);
     needs->own = 4 * needs->widest;
+    needs->input = input_of(&s->reader);
+    return (PyObject *)s;
+}
+
+/* --- students that read bands ----------------------------------------------------------------- */
+
+/* FMLP-O and FMLP-S, see students/fmlp.py. A layer reads one power of all bands and weighs each
+ * with a gate against the features; the last one is the output, the only one of FMLP-S. Bands are
+ * pre-activations, or coefficients that a map of each band makes such. */
+typedef struct {
+    PyObject_HEAD
+    size num_layers, num_bands, width, padded, given; /* given: values of a node's bands */
+    int released, low_only; /* the output's gate weighs features; the low band stands for all */
+    size coefficients, num_maps, num_heads;
+    Map *maps;               /* of coefficients, without bias; none for pre-activations */
+    float *bias, *factor;    /* of a band, padded; of a layer and band: what its map's result takes */
+    float *gate, *gate_bias; /* of a layer: of a band, behind it of the features, both padded */
+    Chain encoder, re_encoder, from_features;
+    Chain predictor; /* of bands, for nodes without; none: their gates are closed to the graph */
+    Chain *heads;    /* of each band, or one for all */
+    Reader reader;
+    Needs needs;
+} Bands;
+
+/* The bands of some rows: `width` values to a block where they are pre-activations already. */
+typedef struct {
+    const float *of[BLOCK_ROWS];
+    int encoded;
+} Blocks;
+
+/* z [rows, padded]: what a layer reads of a band. */
+INLINE void read_band(const Bands *s, const Blocks *blocks, size layer, size band, size rows,
+                      float *const *z)
+{
+    const size block = layer * s->num_bands + band;
+    const int relu = s->num_layers > 1;
+    if (!blocks->encoded) {
+        for (size r = 0; r < rows; r++) {
+            const float *from = blocks->of[r] + block * s->width;
+            memset(z[r] + s->padded - LANE, 0, LANE * sizeof(float));
+            for (size c = 0; c < s->width; c++)
+                z[r][c] = relu && from[c] < 0 ? 0 : from[c];
+        }
+        return;
+    }
+    const float *from[BLOCK_ROWS];
+    float factors[BLOCK_ROWS];
+    for (size r = 0; r < rows; r++) {
+        from[r] = blocks->of[r] + block * s->coefficients;
+        factors[r] = s->factor[block];
+        memcpy(z[r], s->bias + band * s->padded, s->padded * sizeof(float));
+    }
+    dense_map(s->maps + band, rows, from, z, relu, factors);
+}
+
+/* Moves sums from the features' part to that of a band, as far as its gate says: adds
+ * gate * (of_band - of_features) to each, `times` over. The gate reads z and what is behind it. */
+INLINE void weigh_band(const Bands *s, size layer, size rows, float *const *z,
+                       float *const *of_band, float *const *of_features, size count, float times,
+                       float *const *sum)
+{
+    const float *weight = s->gate + 2 * layer * s->padded;
+    const int turned = s->released && layer + 1 == s->num_layers;
+    for (size r = 0; r < rows; r++) {
+        const float product = s->gate_bias[layer] + dot(weight, z[r], 2 * s->padded);
+        const float gate = times / (1 + expf(turned ? product : -product));
+        for (size c = 0; c < count; c++)
+            sum[r][c] += gate * (of_band[r][c] - of_features[r][c]);
+    }
+}
+
+/* The features' part of a layer for all bands, which is the whole where every gate is closed. */
+INLINE void begin_sum(const Bands *s, size rows, float *const *from, size count, float *const *sum)
+{
+    for (size r = 0; r < rows; r++)
+        for (size c = 0; c < count; c++)
+            sum[r][c] = (float)s->num_bands * from[r][c];
+}
+
+FOR_EACH_CPU
+static int bands_forward(const Bands *s, const Request *x, const float *given, const Work *work,
+                         const Needs *needs, float *logits)
+{
+    const size num_classes = answers_of(&s->from_features), classes = round_up(num_classes, LANE);
+    const size last = s->num_layers - 1, step = needs->widest;
+    const size read = s->low_only ? 1 : s->num_bands;
+    const int open = given || s->predictor.num_blocks;
+    float *u[BLOCK_ROWS], *z[BLOCK_ROWS], *sum[BLOCK_ROWS], *of_features[BLOCK_ROWS],
+        *of_band[BLOCK_ROWS], *guess[BLOCK_ROWS];
+    int64_t end = 0;
+    if (!x->dense && integer(x->indptr, x->wide_indptr, 0) != 0)
+        return 0;
+    for (size start = 0; start < x->rows; start += needs->rows) {
+        Rows h = {.num_rows = x->rows - start < needs->rows ? x->rows - start : needs->rows};
+        if (!take_rows(&s->reader, x, start, &end, work, needs->entries, &h))
+            return 0;
+        const size rows = h.num_rows;
+        if (given && !are_finite(given + start * s->given, rows * s->given))
+            return 0;
+        Blocks blocks = {.encoded = given && s->maps};
+        for (size r = 0; r < rows; r++) {
+            z[r] = work->own + r * needs->own; /* beside each other, as the gate reads them */
+            u[r] = z[r] + s->padded;
+            sum[r] = u[r] + s->padded;
+            of_features[r] = sum[r] + most(s->padded, classes);
+            of_band[r] = of_features[r] + classes;
+            guess[r] = of_band[r] + classes;
+            blocks.of[r] = given ? given + (start + r) * s->given : guess[r];
+        }
+        const Rows from_z = {.num_rows = rows, .dense = (const float *const *)z};
+        const Rows from_u = {.num_rows = rows, .dense = (const float *const *)u};
+        const Rows from_sum = {.num_rows = rows, .dense = (const float *const *)sum};
+        if (open && !given)
+            follow(&s->predictor, h, guess, work, step);
+        follow(&s->encoder, h, u, work, step);
+        for (size layer = 0; layer < last; layer++) {
+            begin_sum(s, rows, u, s->padded, sum);
+            for (size band = 0; open && band < s->num_bands; band++) {
+                read_band(s, &blocks, layer, band, rows, z);
+                weigh_band(s, layer, rows, z, z, u, s->padded, 1, sum);
+            }
+            follow(&s->re_encoder, from_sum, u, work, step);
+        }
+        follow(&s->from_features, from_u, of_features, work, step);
+        begin_sum(s, rows, of_features, num_classes, sum);
+        for (size band = 0; open && band < read; band++) {
+            read_band(s, &blocks, last, band, rows, z);
+            follow(s->heads + (s->num_heads > 1 ? band : 0), from_z, of_band, work, step);
+            weigh_band(s, last, rows, z, of_band, of_features, num_classes,
+                       (float)(s->num_bands / read), sum);
+        }
+        for (size r = 0; r < rows; r++)
+            if (!hand_over(sum[r], num_classes, logits + (start + r) * num_classes))
+                return 0;
+    }
+    return x->dense || end == x->entries;
+}
+
+/* bands.answer(x) or (x, bands) */
+static PyObject *bands_answer(PyObject *self, PyObject *const *args, size count)
+{
+    const Bands *s = (const Bands *)self;
+    Request x;
+    Held held, beside = {.count = 0};
+    if (count < 1 || count > 2 || !take_request(args[0], NULL, &s->reader, &x, &held))
+        return nothing();
+    int right = 1;
+    if (count == 2) {
+        Py_buffer *view = &beside.views[0];
+        const char format = take(args[1], view, 2);
+        beside.count += format != 0;
+        right = format == 'f' && view->shape[0] == x.rows && view->shape[1] == s->given;
+    }
+    const float *given = count == 2 && right ? beside.views[0].buf : NULL;
+    Py_buffer view;
+    Work work;
+    Needs needs = s->needs;
+    PyObject *answer = right ? new_answer(x.rows, answers_of(&s->from_features), &view) : nothing();
+    if (right && answer && work_for(&work, &needs, &x)) {
+        const int let_go = is_long(&x, &s->reader, needs.widest) ||
+                           (given && x.rows * s->given * s->padded > LET_GO_ABOVE);
+        PyThreadState *state = let_go ? PyEval_SaveThread() : NULL;
+        right = bands_forward(s, &x, given, &work, &needs, view.buf);
+        if (state)
+            PyEval_RestoreThread(state);
+        free(work.memory);
+        PyBuffer_Release(&view);
+        answer = or_nothing(answer, right);
+    } else if (right && answer) {
+        PyBuffer_Release(&view);
+        Py_CLEAR(answer);
+        PyErr_NoMemory();
+    }
+    give_back(&beside);
+    give_back(&held);
+    return answer;
+}
+
+static void bands_dealloc(PyObject *self)
+{
+    Bands *s = (Bands *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    for (size i = 0; s->maps && i < s->num_maps; i++)
+        map_free(s->maps + i);
+    for (size i = 0; s->heads && i < s->num_heads; i++)
+        chain_free(s->heads + i);
+    free(s->maps);
+    free(s->heads);
+    free(s->bias);
+    free(s->factor);
+    free(s->gate);
+    free(s->gate_bias);
+    chain_free(&s->encoder);
+    chain_free(&s->re_encoder);
+    chain_free(&s->from_features);
+    chain_free(&s->predictor);
+    reader_free(&s->reader);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+/* A copy of float32 [count * width], each row of it filled up with zeros to whole lanes. */
+static int rows_from(PyObject *given, size count, size width, float **rows)
+{
+    const size padded = round_up(width, LANE);
+    float *flat = NULL;
+    if (!vector_from(given, count * width, 0, &flat))
+        return 0;
+    *rows = zeros(count * padded);
+    for (size i = 0; *rows && i < count; i++)
+        memcpy(*rows + i * padded, flat + i * width, width * sizeof(float));
+    free(flat);
+    return *rows || (PyErr_NoMemory(), 0);
+}
+
+/* The layers of a chain that must answer so many values. */
+static int chain_to(Chain *chain, PyObject *given, size in, size out, int reads_features,
+                    Needs *needs)
+{
+    return chain_from(chain, given, in, reads_features, needs) &&
+           (answers_of(chain) == out || does_not_fit());
+}
+
+static int heads_from(Bands *s, PyObject *given, size num_classes)
+{
+    const size count = PyTuple_Size(given);
+    if (count != 1 && count != s->num_bands)
+        return does_not_fit();
+    s->heads = calloc((size_t)count, sizeof(Chain));
+    if (!s->heads)
+        return PyErr_NoMemory(), 0;
+    s->num_heads = count;
+    for (size i = 0; i < count; i++)
+        if (!chain_to(s->heads + i, PyTuple_GetItem(given, i), s->width, num_classes, 0, &s->needs))
+            return 0;
+    return 1;
+}
+
+/* Bands((layers, bands, low_only, released), encoder, re_encoder, heads, from_features, predictor,
+ *       (gate, gate_bias), None or (weight, bias, factor), (mean, deviation))
+ *
+ * gate is [layers * 2 width], weight [bands, coefficients, width], bias [bands * width], factor
+ * [layers * bands]; re_encoder is None where there is one layer, predictor where nodes without
+ * bands are answered by their features. */
+static PyObject *bands_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    PyObject *encoder, *re_encoder, *heads, *from_features, *predictor, *gate, *gate_bias, *maps;
+    PyObject *mean, *deviation;
+    size layers, bands;
+    int low_only, released;
+    if (!PyArg_ParseTuple(args, "(nnpp)OOO!OO(OO)O(OO):Bands", &layers, &bands, &low_only,
+                          &released, &encoder, &re_encoder, &PyTuple_Type, &heads, &from_features,
+                          &predictor, &gate, &gate_bias, &maps, &mean, &deviation))
+        return NULL;
+    if (keywords && PyDict_Size(keywords))
+        return PyErr_SetString(PyExc_TypeError, "Bands takes no keywords"), NULL;
+    if (layers < 1 || bands < 1 || layers > MOST_BANDS || bands > MOST_BANDS)
+        return does_not_fit(), NULL;
+    Bands *s = (Bands *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (!s)
+        return NULL;
+    s->num_layers = layers;
+    s->num_bands = bands;
+    s->low_only = low_only;
+    s->released = released;
+    Needs *needs = &s->needs;
+    int right = chain_from(&s->encoder, encoder, -1, 1, needs);
+    const size in = right ? s->encoder.blocks[0].maps[0].in : 0;
+    const size width = s->width = right ? answers_of(&s->encoder) : 0;
+    s->padded = round_up(width, LANE);
+    right = right && chain_from(&s->from_features, from_features, width, 0, needs);
+    const size num_classes = right ? answers_of(&s->from_features) : 0;
+    right = right && heads_from(s, heads, num_classes) &&
+            (layers == 1 || chain_to(&s->re_encoder, re_encoder, width, width, 0, needs)) &&
+            (predictor == Py_None ||
+             chain_to(&s->predictor, predictor, in, layers * bands * width, 1, needs)) &&
+            rows_from(gate, 2 * layers, width, &s->gate) &&
+            vector_from(gate_bias, layers, 0, &s->gate_bias);
+    s->coefficients = width;
+    if (right && maps != Py_None) {
+        PyObject *weight, *bias, *factor;
+        right = (PyTuple_Check(maps) || refuse("maps of bands are a tuple")) &&
+                PyArg_ParseTuple(maps, "OOO", &weight, &bias, &factor) &&
+                maps_from(weight, Py_None, 3, 0, &s->maps, &s->num_maps) &&
+                ((s->num_maps == bands && s->maps[0].out == width && s->maps[0].in > 0) ||
+                 does_not_fit()) &&
+                rows_from(bias, bands, width, &s->bias) &&
+                vector_from(factor, layers * bands, 0, &s->factor);
+        s->coefficients = right ? s->maps[0].in : 0;
+    }
+    right = right && reader_from(&s->reader, mean, deviation, 0, in, 0, needs);
+    if (!right) {
+        Py_DECREF(s);
+        return NULL;
+    }
+    const size classes = round_up(num_classes, LANE);
+    s->given = layers * bands * s->coefficients;
+    needs->rows = BLOCK_ROWS;
+    needs->own = 2 * s->padded + most(s->padded, classes) + 2 * classes +
+                 (s->predictor.num_blocks ? round_up(layers * bands * width, LANE) : 0);
     needs->input = input_of(&s->reader);
     return (PyObject *)s;
 }
@@ -1821,6 +2137,19 @@ static PyType_Slot streams_slots[] = {
 static PyType_Spec streams_spec = {
     "limbeck.runtime._kernels.Streams", sizeof(Streams), 0, Py_TPFLAGS_DEFAULT, streams_slots};
 
+static PyMethodDef bands_methods[] = {
+    {"answer", (PyCFunction)(void (*)(void))bands_answer, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot bands_slots[] = {
+    {Py_tp_new, bands_new},
+    {Py_tp_dealloc, bands_dealloc},
+    {Py_tp_methods, bands_methods},
+    {0, NULL},
+};
+static PyType_Spec bands_spec = {
+    "limbeck.runtime._kernels.Bands", sizeof(Bands), 0, Py_TPFLAGS_DEFAULT, bands_slots};
+
 static PyMethodDef known_methods[] = {
     {"answer", known_answer, METH_O, NULL},
     {NULL, NULL, 0, NULL},
@@ -1862,7 +2191,8 @@ PyMODINIT_FUNC PyInit__kernels(void)
     PyObject *module = np_empty && np_float32 ? PyModule_Create(&definition) : NULL;
     known_type = module ? PyType_FromModuleAndSpec(module, &known_spec, NULL) : NULL;
     if (!known_type || PyModule_AddType(module, (PyTypeObject *)known_type) < 0 ||
-        add_type(module, &network_spec) || add_type(module, &streams_spec)) {
+        add_type(module, &network_spec) || add_type(module, &streams_spec) ||
+        add_type(module, &bands_spec)) {
         Py_XDECREF(module);
         return NULL;
     }

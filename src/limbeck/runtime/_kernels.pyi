@@ -32,6 +32,24 @@ class Streams:
     ) -> None: ...
     def answer(self, x: Any, *beside: Any) -> npt.NDArray[np.float32] | None: ...
 
+class Bands:
+    def __init__(
+        self,
+        sizes: tuple[int, int, bool, bool],
+        encoder: tuple[tuple[Any, ...], ...],
+        re_encoder: tuple[tuple[Any, ...], ...] | None,
+        heads: tuple[tuple[tuple[Any, ...], ...], ...],
+        from_features: tuple[tuple[Any, ...], ...],
+        predictor: tuple[tuple[Any, ...], ...] | None,
+        gates: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+        maps: tuple[npt.NDArray[np.float32], ...] | None,
+        scaling: tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float32] | None],
+        /,
+    ) -> None: ...
+    def answer(
+        self, x: Any, bands: npt.NDArray[np.float32] = ..., /
+    ) -> npt.NDArray[np.float32] | None: ...
+
 class Known:
     def __init__(
         self,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from limbeck.runtime.arrays import checked_array
 from limbeck.runtime.bundle import (
+    BANDS_CHAINS,
     HEAD_CHAINS,
     LONE_CHAINS,
     PREDICTOR_CHAIN,
@@ -126,6 +127,15 @@ def folded_shapes(entry: FoldedEntry, features: int, structure: int = 0) -> dict
             shapes |= {head_name("norm", i): (structure,), head_name("norm_bias", i): (structure,)}
     if entry.heads:
         shapes["folded_structure_bias"] = (structure,)
+    if entry.bands is not None:
+        bands, width = entry.bands, entry.width
+        shapes |= {"folded_gate": (bands.layers, 2 * width), "folded_gate_bias": (bands.layers,)}
+        if bands.coefficients:
+            shapes |= {
+                "folded_bands_weight": (bands.count, bands.coefficients, width),
+                "folded_bands_bias": (bands.count, width),
+                "folded_bands_factor": (bands.layers, bands.count),
+            }
     if entry.scaled:
         shapes |= dict.fromkeys(("folded_mean", "folded_deviation"), (features,))
     return shapes
@@ -262,6 +272,42 @@ def _head(entry: FoldedEntry, arrays: Arrays, i: int) -> tuple[Any, ...]:
     )
 
 
+def answer_of_bands(entry: FoldedEntry, arrays: Arrays) -> Answers:
+    """What answers ``(x)`` or ``(x, bands)`` with logits, for a student that reads bands.
+
+    Args:
+        entry: What the manifest says of the student.
+        arrays: Its arrays; they are copied.
+    """
+    bands = entry.bands
+    assert bands is not None
+
+    def layers(chain: str) -> tuple[Layer, ...] | None:
+        return layers_of(entry, arrays, chain) if chain in entry.chains else None
+
+    def flat(name: str) -> npt.NDArray[np.float32]:
+        return arrays[name].reshape(-1)
+
+    encoder, re_encoder, from_features = (layers(name) for name in BANDS_CHAINS)
+    assert encoder is not None
+    assert from_features is not None
+    maps = None
+    if bands.coefficients:
+        bias, factor = flat("folded_bands_bias"), flat("folded_bands_factor")
+        maps = (arrays["folded_bands_weight"], bias, factor)
+    return _kernels.Bands(
+        (bands.layers, bands.count, bands.tied and bands.layers > 1, bands.released),
+        encoder,
+        re_encoder,
+        tuple(layers_of(entry, arrays, name) for name in bands.heads),
+        from_features,
+        layers(PREDICTOR_CHAIN),
+        (flat("folded_gate"), arrays["folded_gate_bias"]),
+        maps,
+        (arrays.get("folded_mean"), arrays.get("folded_deviation")),
+    ).answer
+
+
 class NativeKernel:
     """Runs a student in compiled code, rows of any number and form.
 
@@ -274,14 +320,21 @@ class NativeKernel:
         answer: What answers requests with logits, or with ``None``.
         make_general: Makes the kernel of the bundle's ONNX models, for what this one does not take.
         takes_neighbors: Whether it answers ``(x, neighbors)``, too.
+        takes_bands: Whether it answers ``(x, bands)``, too.
     """
 
     def __init__(
-        self, answer: Answers, make_general: Callable[[], Kernel], *, takes_neighbors: bool = False
+        self,
+        answer: Answers,
+        make_general: Callable[[], Kernel],
+        *,
+        takes_neighbors: bool = False,
+        takes_bands: bool = False,
     ) -> None:
         self._make_general = make_general
         self.answer = answer
         self.answer_among: Answers = answer if takes_neighbors else takes_nothing
+        self.answer_banded: Answers = answer if takes_bands else takes_nothing
 
     @cached_property
     def general(self) -> Kernel:
@@ -300,6 +353,8 @@ class NativeKernel:
         beside: tuple[Any, ...] = () if position is None else (position,)
         if structure is not None:
             beside = tuple(np.ascontiguousarray(part, dtype=np.float32) for part in structure)
+        if bands is not None:
+            beside = (np.ascontiguousarray(bands, dtype=np.float32),)
         logits = self.answer(_as_request(x), *beside)
         if logits is None and isinstance(x, CsrRows):  # columns out of order, or more than once
             logits = self.answer(_as_request(x.summed()), *beside)

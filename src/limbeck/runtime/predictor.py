@@ -36,6 +36,7 @@ from limbeck.runtime.native import (
     HAS_KERNELS,
     Answers,
     NativeKernel,
+    answer_of_bands,
     answer_of_network,
     answer_of_streams,
     read_folded,
@@ -157,6 +158,13 @@ class BundledStudent:
         return self.kernel.answer_among
 
     @cached_property
+    def _answer_banded(self) -> Answers:
+        """The same by their features and bands."""
+        if self.manifest.folded is None or not isinstance(self.kernel, NativeKernel):
+            return takes_nothing
+        return self.kernel.answer_banded
+
+    @cached_property
     def cold_kernel(self) -> Kernel:
         """What computes logits of nodes without bands; made at first use.
 
@@ -165,6 +173,8 @@ class BundledStudent:
         """
         if self._make_cold_kernel is None:
             raise RequestError(f"the student {self.manifest.student!r} reads no bands.")
+        if isinstance(self.kernel, NativeKernel):  # it answers such nodes, too
+            return NativeKernel(self.kernel.answer, self._make_cold_kernel)
         return self._make_cold_kernel()
 
     @cached_property
@@ -241,8 +251,11 @@ class BundledStudent:
         bands: Any = None,
     ) -> npt.NDArray[np.float32]:
         """Logits before calibration, float32 ``[B, C]``; see :meth:`predict`."""
-        if position is None and bands is None and (nodes is None or x is None):
-            if neighbors is not None:
+        if position is None and (nodes is None or x is None):
+            if bands is not None:
+                alone = nodes is None and neighbors is None
+                quickly = self._answer_banded(x, bands) if alone else None
+            elif neighbors is not None:
                 quickly = self._answer_among(x, neighbors) if nodes is None else None
             else:
                 quickly = self._answer_new(x) if nodes is None else self.store.lookup(nodes)
@@ -617,6 +630,8 @@ def fastest_kernel(
         say_that_kernels_are_missing()
         return make_general()
     arrays = read_folded(read_arrays(), manifest, where)
+    if folded.bands is not None:
+        return NativeKernel(answer_of_bands(folded, arrays), make_general, takes_bands=True)
     if structure is None:
         answer = answer_of_network(folded, arrays, manifest.position_width)
         return NativeKernel(answer, make_general)

@@ -16,6 +16,7 @@ and writing need NumPy and the standard library only. Bundles of format 1, which
 
 from limbeck.runtime.bundle.manifest import (
     BANDS,
+    BANDS_CHAINS,
     CARD,
     COLD_MODEL,
     FORMAT,
@@ -26,6 +27,7 @@ from limbeck.runtime.bundle.manifest import (
     LONE_CHAINS,
     MANIFEST,
     MODEL,
+    MOST_BANDS,
     MOST_EXPERTS,
     NEIGHBORS,
     PREDICTOR_CHAIN,
@@ -37,6 +39,7 @@ from limbeck.runtime.bundle.manifest import (
     BandsEntry,
     CascadeEntry,
     FileEntry,
+    FoldedBands,
     FoldedEntry,
     GraphEntry,
     HeadEntry,
@@ -57,6 +60,7 @@ from limbeck.runtime.bundle.writing import check_target, write_bundle
 
 __all__ = [
     "BANDS",
+    "BANDS_CHAINS",
     "CARD",
     "COLD_MODEL",
     "FORMAT",
@@ -67,6 +71,7 @@ __all__ = [
     "LONE_CHAINS",
     "MANIFEST",
     "MODEL",
+    "MOST_BANDS",
     "MOST_EXPERTS",
     "NEIGHBORS",
     "PREDICTOR_CHAIN",
@@ -79,6 +84,7 @@ __all__ = [
     "Bundle",
     "CascadeEntry",
     "FileEntry",
+    "FoldedBands",
     "FoldedEntry",
     "GraphEntry",
     "HeadEntry",

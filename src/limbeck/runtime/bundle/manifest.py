@@ -36,9 +36,15 @@ PREDICTOR_CHAIN = "predictor"
 SUM_CHAINS = ("encoder", "from_sum")
 """Chains of layers of a student that adds what neighbours contribute to what features do: the
 encoder of features, and what reads the sum behind a ReLU."""
+BANDS_CHAINS = ("encoder", "re_encoder", "from_features")
+"""Chains of layers of a student that reads bands: its features' encoder, what stands between two
+layers that weigh bands, if there are two, and the features' head."""
 
 MOST_EXPERTS = 64
 """Experts of a layer, for the compiled kernels."""
+
+MOST_BANDS = 64
+"""Bands that a student reads, and layers that read them, for the compiled kernels."""
 
 EDGE_WEIGHTS = ("symmetric", "mean", "neighbor-mean", "attention")
 
@@ -113,23 +119,64 @@ class HeadEntry:
 
 
 @dataclass(frozen=True)
+class FoldedBands:
+    """How a student reads bands and weighs them.
+
+    Args:
+        layers: Layers that weigh bands against features, the output the last of them.
+        count: Number of bands, the low-pass first.
+        coefficients: Values of a band that a map of its own reads in each layer; 0 where bands are
+            pre-activations.
+        tied: Whether one head serves all bands and, where there are several layers, the low band's
+            values stand for all in the output.
+        released: Whether the output's gate weighs the features, not the graph.
+    """
+
+    layers: int
+    count: int
+    coefficients: int
+    tied: bool
+    released: bool
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the chains that make logits of the values of each band, or of any."""
+        return tuple(f"from_band_{band}" for band in range(1 if self.tied else self.count))
+
+    @property
+    def chains(self) -> tuple[str, ...]:
+        """Names of all chains that the student must have; ``"predictor"`` may stand beside them."""
+        encoder, re_encoder, from_features = BANDS_CHAINS
+        between = (re_encoder,) if self.layers > 1 else ()
+        return (encoder, *between, from_features, *self.heads)
+
+
+@dataclass(frozen=True)
 class FoldedEntry:
     """A student as the compiled kernels read it; its arrays are in the store.
 
     Args:
         chains: Its layers: the chain ``"student"``, or those that :data:`HEAD_CHAINS` and
-            :data:`LONE_CHAINS` name and ``"predictor"``, or those of :data:`SUM_CHAINS`.
+            :data:`LONE_CHAINS` name and ``"predictor"``, those of :data:`SUM_CHAINS`, or, of a
+            student that reads bands, those of :attr:`FoldedBands.chains`.
         heads: Of a student that weighs neighbours with a gate: its head, and perhaps one of its
             own for nodes without any.
         scaled: Whether features are standardised before, by ``folded_mean`` and
             ``folded_deviation``.
         unit_sum: Whether a row is then divided by the sum of its absolute values.
+        bands: Of a student that reads bands: how.
     """
 
     chains: Mapping[str, tuple[LayerEntry, ...]]
     heads: tuple[HeadEntry, ...] = ()
     scaled: bool = False
     unit_sum: bool = False
+    bands: FoldedBands | None = None
+
+    @property
+    def width(self) -> int:
+        """Values that the encoder of features ends in, where neighbours or bands are read."""
+        return self.chains[HEAD_CHAINS[0]][-1].answers
 
     @classmethod
     def mlp(cls, widths: tuple[int, ...]) -> FoldedEntry:

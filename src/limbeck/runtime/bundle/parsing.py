@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from limbeck.errors import BundleError
 from limbeck.runtime.bundle.manifest import (
     BANDS,
+    BANDS_CHAINS,
     CARD,
     COLD_MODEL,
     EDGE_WEIGHTS,
@@ -22,6 +23,7 @@ from limbeck.runtime.bundle.manifest import (
     LONE_CHAINS,
     MANIFEST,
     MODEL,
+    MOST_BANDS,
     MOST_EXPERTS,
     NEIGHBORS,
     PREDICTOR_CHAIN,
@@ -32,6 +34,7 @@ from limbeck.runtime.bundle.manifest import (
     BandsEntry,
     CascadeEntry,
     FileEntry,
+    FoldedBands,
     FoldedEntry,
     GraphEntry,
     HeadEntry,
@@ -310,11 +313,13 @@ def _parse_folded(
         return None
     fields = _Fields(top.get("folded", dict), top.where, "folded.")
     classes = len(top.strings("classes"))
+    if inputs[-1].name == BANDS:
+        return _parse_folded_bands(fields, top, inputs, classes)
     if "chains" not in fields.document:
         return FoldedEntry.mlp(_parse_widths(fields, inputs, classes))
     heads = _parse_heads(fields)
     gated = structure is not None and structure.gated
-    if bool(heads) != gated or inputs[-1].name in (BANDS, GRAPH):
+    if bool(heads) != gated or inputs[-1].name == GRAPH:
         raise fields.wrong("heads", "a list with a head where a gate weighs neighbors only")
     chains = _Fields(fields.get("chains", dict), top.where, "folded.chains.")
     if structure is None:
@@ -336,6 +341,37 @@ def _parse_folded(
         heads,
         fields.get("scaled", bool),
         fields.get("unit_sum", bool),
+    )
+
+
+def _parse_folded_bands(
+    fields: _Fields, top: _Fields, inputs: tuple[InputEntry, ...], classes: int
+) -> FoldedEntry:
+    form = _Fields(fields.get("bands", dict), top.where, "folded.bands.")
+    layers, count = (form.count(name, 1) for name in ("layers", "count"))
+    told = _Fields(top.get("bands", dict), top.where, "bands.")
+    for name, found in (("layers", layers), ("count", count)):
+        if found > MOST_BANDS or found != told.count(name):
+            raise form.wrong(name, f"that of bands, and at most {MOST_BANDS}")
+    flags = (form.get(name, bool) for name in ("tied", "released"))
+    bands = FoldedBands(layers, count, form.count("coefficients"), *flags)
+    chains = _Fields(fields.get("chains", dict), top.where, "folded.chains.")
+    names = {*bands.chains, *({PREDICTOR_CHAIN} & set(chains.document))}
+    if set(chains.document) != names:
+        raise fields.wrong("chains", f"an object with {', '.join(sorted(names))}")
+    encoder, re_encoder, _ = BANDS_CHAINS
+    # all parts share one width: that of what the features' encoder ends in
+    layers_of_encoder = chains.entries(encoder)
+    width = layers_of_encoder[-1].count("answers", 1) if layers_of_encoder else 0
+    if layers * count * (bands.coefficients or width) != inputs[-1].width:
+        raise form.wrong("coefficients", f"such that a node has {inputs[-1].width} values of bands")
+    ends = dict.fromkeys(names, (width, classes))
+    ends |= {encoder: (inputs[0].width, width), re_encoder: (width, width)}
+    ends[PREDICTOR_CHAIN] = (inputs[0].width, layers * count * width)
+    return FoldedEntry(
+        {name: _parse_chain(chains, name, *ends[name]) for name in sorted(names)},
+        scaled=fields.get("scaled", bool),
+        bands=bands,
     )
 
 
