@@ -68,21 +68,21 @@ def of_study(folder: Path) -> dict[str, Series]:
 
 def draw(found: dict[str, Series], label: str) -> Figure:
     """Shares of the answer on the left, of the energy on the right."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for band, color in COLORS.items():
         _series(left, found, f"share {band}", band, color)
     for who, color in {"teacher": "#888888", "student": COLORS["high"]}.items():
         _series(right, found, f"energy {who}", who, color)
     for axis, title in ((left, "share of the answer"), (right, "energy in the high bands")):
-        axis.set_title(title, fontsize=11)
+        axis.set_title(title, fontsize=11, loc="left")
         axis.set_xticks(range(len(found)), list(found), fontsize=8)
         axis.set_ylim(0, 1)
         axis.grid(axis="y", color="#dddddd")
         axis.set_xlabel(label)
-        axis.legend(frameon=False, fontsize=9)
+        axis.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.08), ncols=3)
         axis.spines[["top", "right"]].set_visible(False)
         if max(map(len, found)) > 3:
-            axis.tick_params(axis="x", rotation=30)
+            plt.setp(axis.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     return figure
 
 
