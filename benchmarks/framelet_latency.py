@@ -19,10 +19,7 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,10 +28,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from untrained import TURNS, stored_request, times_us, untrained_bundle
 
 import limbeck
-from limbeck.export import export_bundle
-from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import to_csr
 from limbeck.runtime import BundledStudent
 from limbeck.students import MLP, NodeInputs
@@ -46,9 +42,6 @@ WIDTHS = (64,)
 BANDS = 3
 POWERS = 2
 COEFFICIENTS = 64
-TURNS = 12
-TURN_SECONDS = 0.03
-MIN_CALLS = 5
 
 
 @dataclass(frozen=True)
@@ -86,52 +79,7 @@ def bundled(
     student: torch.nn.Module, inputs: NodeInputs, shape: Shape, path: Path
 ) -> BundledStudent:
     """The student, read again from its bundle."""
-    export_bundle(
-        path,
-        student=student.eval(),
-        inputs=inputs,
-        graph_info=GraphInfo(
-            name=shape.name,
-            source="random",
-            split="random",
-            class_names=tuple(map(str, range(shape.classes))),
-            node_ids=np.arange(NODES),
-        ),
-        method="none",
-        student_name=type(student).__name__.lower(),
-        hyper_parameters={},
-        teacher={},
-        setting="transductive",
-        scores={},
-        fingerprint="",
-        counts={},
-    )
-    return limbeck.load(path)
-
-
-def request_of(shape: Shape, x: torch.Tensor) -> Any:
-    """Features as a caller gives them."""
-    dense = x.numpy()
-    if not shape.sparse:
-        return dense
-    rows, columns = map(np.ascontiguousarray, np.nonzero(dense))
-    return np.searchsorted(rows, np.arange(len(dense) + 1)), columns, dense[rows, columns]
-
-
-def microseconds(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Time of each call on the CPU, in microseconds; they take turns."""
-    best = dict.fromkeys(calls, float("inf"))
-    for _ in range(TURNS):
-        for name, call in calls.items():
-            call()
-            durations: list[int] = []
-            end = time.perf_counter() + TURN_SECONDS
-            while len(durations) < MIN_CALLS or time.perf_counter() < end:
-                before = time.thread_time_ns()
-                call()
-                durations.append(time.thread_time_ns() - before)
-            best[name] = min(best[name], statistics.median(durations) / 1000)
-    return best
+    return limbeck.load(untrained_bundle(path, student, inputs, shape.classes))
 
 
 def rows_of(shape: Shape, width: int, folder: Path) -> list[list[Any]]:
@@ -150,8 +98,8 @@ def rows_of(shape: Shape, width: int, folder: Path) -> list[list[Any]]:
             for fallback in ("predictor", "features")
         )
         for batch in BATCHES:
-            given = request_of(shape, x[:batch])
-            times = microseconds(
+            given = stored_request(mlp, np.arange(batch))
+            times = times_us(
                 {
                     "mlp": partial(mlp.predict_proba, x=given),
                     "bands": partial(
