@@ -322,7 +322,11 @@ def test_the_last_layers_alone_are_fitnet_with_linear_heads():
         [5], [4], preset="last-layer", subspace=False, structure_weight=0.0, layers="hidden"
     )
     fitnet = FitNetLoss(5, 4, 6)
-    fitnet.teacher_head, fitnet.student_head = loss.teacher_maps.maps[0], loss.student_maps.maps[0]
+    for head, maps in (("teacher_head", loss.teacher_maps), ("student_head", loss.student_maps)):
+        (weight,), (bias,) = maps.weights, maps.biases
+        linear = torch.nn.Linear(weight.shape[2], 6)
+        linear.load_state_dict({"weight": weight[0], "bias": bias[0, 0]})
+        setattr(fitnet, head, linear)
     student, teacher = stack([4], seed=5), stack([5])
     torch.testing.assert_close(loss(student, teacher), 6 * fitnet(student, teacher))
     deeper = pair_loss(preset="last-layer")
@@ -364,8 +368,7 @@ def test_a_teacher_is_nearest_to_itself():
     loss = pair_loss([6] * 3, [6] * 3, preset="e-stride", feat_norm="none", map_bias=False)
     with torch.no_grad():
         for side in (loss.teacher_maps, loss.student_maps):
-            for each in side.maps:
-                each.weight.copy_(torch.eye(6))
+            side.weights[0].copy_(torch.eye(6).expand(3, 6, 6))
     loss(layers, layers)
     _, distances = loss.last
     assert distances.argmin(1).tolist() == [0, 1, 2]
@@ -381,10 +384,11 @@ def test_the_subspace_starts_as_the_identity():
 
 def test_frozen_teacher_maps_are_orthogonal_and_stay():
     loss = pair_loss([8, 8], [4, 4], preset="abkd-frozen-t")
-    weight = loss.teacher_maps.maps[0].weight
-    torch.testing.assert_close(weight @ weight.t(), torch.eye(6), rtol=0, atol=1e-5)
+    (weight,) = loss.teacher_maps.weights
+    eyes = torch.eye(6).expand(2, 6, 6)
+    torch.testing.assert_close(weight @ weight.mT, eyes, rtol=0, atol=1e-5)
     names = [name for name, p in loss.named_parameters() if not p.requires_grad]
-    assert names == ["subspace", "teacher_maps.maps.0.weight", "teacher_maps.maps.1.weight"]
+    assert names == ["subspace", "teacher_maps.weights.0"]
 
 
 # --- 11: counts -------------------------------------------------------------------------------

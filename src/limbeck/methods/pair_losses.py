@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -221,15 +221,33 @@ class FrozenLayers:
         return pool(self.layers)
 
     @cached_property
+    def columns(self) -> list[Tensor]:
+        """The layers of each width (:func:`by_width`), node by node along the last axis.
+
+        Each ``[L, width, n]``.
+        """
+        places = by_width([h.shape[1] for h in self.layers])
+        return [torch.stack([self.layers[i].t() for i in few]) for few in places]
+
+    @cached_property
     def covariances(self) -> list[Tensor]:
-        """Covariance of each layer's columns over the nodes, ``[width, width]``."""
-        return [_covariance(h - mean) for h, mean in zip(self.layers, self.means, strict=True)]
+        """Covariances of their columns over the nodes, each ``[L, width, width]``."""
+        return [_covariance(h - h.mean(2, keepdim=True)) for h in self.columns]
 
     def are(self, layers: Layers) -> bool:
         """Whether these are the very same tensors."""
         return len(layers) == len(self.layers) and all(
             ours is theirs for ours, theirs in zip(self.layers, layers, strict=True)
         )
+
+
+def by_width(widths: Sequence[int]) -> list[list[int]]:
+    """Which layers have the same width, for each width in the order of its first layer.
+
+    They are computed with together: a step over the 64 layers of a deep teacher would otherwise
+    spend its time on calls.
+    """
+    return [[i for i, w in enumerate(widths) if w == width] for width in dict.fromkeys(widths)]
 
 
 def squared_distances(teacher: Tensor, student: Tensor) -> Tensor:
@@ -276,8 +294,8 @@ def correlation_distances(
         ``[T, S]``, not negative.
     """
     ours = [layer - layer.mean(0) for layer in student]
-    mine = [student_maps.weight(j, behind) for j in range(len(ours))]
-    spread = [_deviations(w, _covariance(h)) for w, h in zip(mine, ours, strict=True)]
+    mine = student_maps.matrices(ours, behind)
+    spread = [_deviations(w, _covariance(h.t())) for w, h in zip(mine, ours, strict=True)]
     our_deviations = torch.stack([deviation for deviation, _ in spread], dim=1)  # [d, S]
     our_lengths = torch.stack([length for _, length in spread])  # [S]
     # all student layers side by side, and which columns are whose
@@ -286,30 +304,44 @@ def correlation_distances(
     owners = torch.repeat_interleave(torch.arange(len(ours), device=beside.device), widths)
     owner = F.one_hot(owners, len(ours)).to(beside)  # [W, S]
     rows = []
-    for i, (layer, covariance) in enumerate(zip(teacher.layers, teacher.covariances, strict=True)):
-        weight = teacher_maps.weight(i, behind)
-        deviation, length = _deviations(weight, covariance)
+    parts = teacher_maps.parts(teacher.layers, behind)
+    for part, columns, covariance in zip(parts, teacher.columns, teacher.covariances, strict=True):
+        deviation, length = _deviations(part.weight, covariance)  # [L, d], [L]
         # the student's columns are centred, so the teacher's need not be
-        shared = (weight @ (layer.t() @ beside / len(layer))) * maps  # [d, W]
-        correlation = (shared @ owner) / (deviation[:, None] * our_deviations)
-        rows.append(length + our_lengths - 2 * correlation.mean(0))
-    return torch.stack(rows).clamp_min(0)
+        across = (columns.flatten(0, 1) @ beside).view(*columns.shape[:2], -1) / len(beside)
+        shared = (part.weight @ across) * maps  # [L, d, W]
+        correlation = (shared @ owner) / (deviation[:, :, None] * our_deviations)
+        rows.append(length[:, None] + our_lengths - 2 * correlation.mean(1))
+    return in_order(rows, [part.layers for part in parts]).clamp_min(0)
 
 
 def _covariance(centred: Tensor) -> Tensor:
-    """Covariance ``[width, width]`` of columns ``[n, width]`` of mean 0."""
-    return centred.t() @ centred / len(centred)
+    """Covariance ``[.., width, width]`` of variables of mean 0 whose values are rows."""
+    return centred @ centred.mT / centred.shape[-1]
 
 
 def _deviations(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviations ``[d]`` of projected columns, and the mean square once divided by them.
+    """Standard deviations ``[.., d]`` of projected columns, and the mean square once divided.
 
-    The second is 1 unless a column hardly varies.
+    The second, ``[..]``, is 1 unless a column hardly varies.
     """
-    variance = ((weight @ covariance) * weight).sum(1)
+    variance = ((weight @ covariance) * weight).sum(-1)
     # a root of the clamped variance: a column that does not vary has no gradient, not NaN
     smallest = variance.clamp_min(DEVIATION_EPS**2)
-    return smallest.sqrt(), (variance / smallest).mean()
+    return smallest.sqrt(), (variance / smallest).mean(-1)
+
+
+def in_order(parts: Sequence[Tensor], layers: Sequence[Sequence[int]]) -> Tensor:
+    """What was computed for the layers of each width, by layer: ``[all layers, ..]``.
+
+    Args:
+        parts: Each ``[L, ..]``.
+        layers: Which layers each is about.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    places = torch.tensor([i for few in layers for i in few], device=parts[0].device)
+    return torch.cat(list(parts))[places.argsort()]
 
 
 def normalise_map(distances: Tensor, norm: MapNorm) -> Tensor:
@@ -333,8 +365,21 @@ def reduce_map(weights: Tensor, distances: Tensor, reduction: MapReduction) -> T
 # --- the module -------------------------------------------------------------------------------
 
 
+class MapsOfWidth(NamedTuple):
+    """The maps of the layers of one width."""
+
+    layers: list[int]
+    """Which layers these are."""
+    weight: Tensor
+    """``[L, d, width]``; ``[1, d, width]`` if they share one."""
+    bias: Tensor | None
+    """``[L, 1, d]`` or ``[1, 1, d]``."""
+
+
 class LayerMaps(torch.nn.Module):
     """A linear map into the common space for each of several layers.
+
+    The maps of layers of one width are one tensor. A comparison may be of the first layers alone.
 
     Args:
         widths: Widths of the layers.
@@ -353,42 +398,66 @@ class LayerMaps(torch.nn.Module):
         orthogonal: bool = False,
     ) -> None:
         super().__init__()
-        distinct = list(dict.fromkeys(widths))
-        self.index = [distinct.index(w) for w in widths] if tied else list(range(len(widths)))
-        maps = [
-            torch.nn.Linear(width, out_channels, bias=bias)
-            for width in (distinct if tied else widths)
-        ]
-        self.maps = torch.nn.ModuleList(maps)
-        if orthogonal:
-            for each in maps:
-                torch.nn.init.orthogonal_(each.weight)
-                each.requires_grad_(False)
+        self.layers = by_width(widths)
+        self.tied = tied
+        self.weights, self.biases = torch.nn.ParameterList(), torch.nn.ParameterList()
+        for few in self.layers:
+            maps = [
+                torch.nn.Linear(widths[i], out_channels, bias=bias)
+                for i in (few[:1] if tied else few)
+            ]
+            if orthogonal:
+                for each in maps:
+                    torch.nn.init.orthogonal_(each.weight)
+            weight = torch.stack([each.weight.detach() for each in maps])
+            self.weights.append(torch.nn.Parameter(weight, not orthogonal))
+            if bias:
+                moved = torch.stack([each.bias.detach() for each in maps])[:, None]
+                self.biases.append(torch.nn.Parameter(moved, not orthogonal))
 
-    def weight(self, layer: int, behind: Tensor | None = None) -> Tensor:
-        """Matrix ``[d, width]`` of a layer's map, and of the linear map ``[d, d]`` behind it."""
-        weight = self._map(layer).weight
-        return weight if behind is None else behind @ weight
-
-    def forward(self, layers: Layers, behind: Tensor | None = None) -> Tensor:
-        """All layers in the common space, ``[L, n, d]``; of vectors ``[L, d]``.
+    def parts(self, layers: Layers, behind: Tensor | None = None) -> list[MapsOfWidth]:
+        """The maps of the first layers, width by width.
 
         Args:
-            layers: Each ``[n, width]``, or a vector ``[width]``.
+            layers: These layers.
             behind: Matrix ``[d, d]`` of a linear map behind all of them. It is multiplied with
                 the maps, not with the rows.
         """
-        projected = []
-        for i, layer in enumerate(layers):
-            bias = self._map(i).bias
-            moved = bias if behind is None or bias is None else behind @ bias
-            projected.append(F.linear(layer, self.weight(i, behind), moved))
-        return torch.stack(projected)
+        parts = []
+        for k, every in enumerate(self.layers):
+            few = [i for i in every if i < len(layers)]
+            if not few:
+                continue
+            weight, bias = self.weights[k], self.biases[k] if len(self.biases) else None
+            if len(few) < len(weight):
+                weight = weight[: len(few)]
+                bias = None if bias is None else bias[: len(few)]
+            if behind is not None:
+                weight = behind @ weight
+                bias = None if bias is None else bias @ behind.t()
+            parts.append(MapsOfWidth(few, weight, bias))
+        return parts
 
-    def _map(self, layer: int) -> torch.nn.Linear:
-        found = self.maps[self.index[layer]]
-        assert isinstance(found, torch.nn.Linear)
-        return found
+    def matrices(self, layers: Layers, behind: Tensor | None = None) -> list[Tensor]:
+        """Matrix ``[d, width]`` of each layer's map and of what is behind it; see :meth:`parts`."""
+        found: dict[int, Tensor] = {}
+        for few, weight, _ in self.parts(layers, behind):
+            found.update(zip(few, weight.expand(len(few), -1, -1), strict=True))
+        return [found[i] for i in range(len(layers))]
+
+    def forward(self, layers: Layers, behind: Tensor | None = None) -> Tensor:
+        """All layers in the common space, ``[L, n, d]``.
+
+        Args:
+            layers: Each ``[n, width]``.
+            behind: See :meth:`parts`.
+        """
+        parts = self.parts(layers, behind)
+        projected = []
+        for few, weight, bias in parts:
+            rows = torch.stack([layers[i] for i in few]) @ weight.mT
+            projected.append(rows if bias is None else rows + bias)
+        return in_order(projected, [part.layers for part in parts])
 
 
 class PairLoss(Auxiliary):
@@ -453,7 +522,9 @@ class PairLoss(Auxiliary):
         most = options.max_nodes
         chosen = None if most is None else draw_nodes(len(student[0]), most, generator)
         if chosen is not None:
-            student, teacher = ([h[chosen] for h in side] for side in (student, teacher))
+            student, teacher = (
+                [h.index_select(0, chosen) for h in side] for side in (student, teacher)
+            )
         frozen = self._frozen(teacher)
         teacher_means = frozen.means if self.means is None else self.means
         student_means = self._student_means(student)
@@ -508,7 +579,11 @@ class PairLoss(Auxiliary):
             return fixed.to(student_means[0])
         assert self.query is not None
         assert self.key is not None
-        return attention_map(self.query(teacher_means), self.key(student_means), self.options.axis)
+        queries, keys = (
+            maps([mean[None] for mean in means])[:, 0]
+            for maps, means in ((self.query, teacher_means), (self.key, student_means))
+        )
+        return attention_map(queries, keys, self.options.axis)
 
     def _frozen(self, teacher: Layers) -> FrozenLayers:
         """These layers with what is known of them from earlier steps, if they were seen lately."""
@@ -546,7 +621,9 @@ class PairLoss(Auxiliary):
         theirs, ours = (
             torch.stack(
                 [
-                    F.normalize(head(layer if chosen is None else layer[chosen]), dim=1)
+                    F.normalize(
+                        head(layer if chosen is None else layer.index_select(0, chosen)), dim=1
+                    )
                     for head, layer in zip(side, layers, strict=False)  # a type may lack the last
                 ]
             )
