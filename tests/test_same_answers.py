@@ -42,6 +42,8 @@ STUDENTS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "sa-mlp": ("sa-mlp", False, SMALL),
     "linkx": ("linkx", False, SMALL),
     "linkx-of-words": ("linkx", True, SMALL),
+    "ours": ("limbeck", False, {**SMALL, "encoding": "spectral", "dim": 4}),
+    "ours-of-words": ("limbeck", True, {**SMALL, "encoding": "spectral", "dim": 4}),
     "fmlp-o": ("fmlp-o", False, {"max_epochs": 3}),
     "fmlp-s": ("fmlp-s", False, {"max_epochs": 3}),
     "fmlp-x": ("fmlp-x", False, {"max_epochs": 3}),
@@ -206,4 +208,5 @@ def test_every_student_is_here() -> None:
     folder = Path(limbeck.__file__).parent / "students"
     no_students = {"__init__", "inputs", "structure_tables", "experts"}
     files = {path.stem for path in folder.glob("*.py")} - no_students
-    assert files == {"mlp", "rbm", "moe", "ensemble", "sa_mlp", "linkx", "fmlp", "gnn"}
+    known = {"mlp", "rbm", "moe", "ensemble", "sa_mlp", "linkx", "neighbor_mlp", "fmlp", "gnn"}
+    assert files == known

@@ -24,6 +24,7 @@ METHODS = {
     "moe": "limbeck.methods.moe:MixtureOfExperts",
     "sa-mlp": "limbeck.methods.sa_mlp:StructureAwareMLP",
     "sa-mlp-labels": "limbeck.methods.sa_mlp:StructureAwareLabels",
+    "limbeck": "limbeck.methods.limbeck:Limbeck",
     "linkx": "limbeck.methods.linkx:LINKXOnLabels",
     "ensemble": "limbeck.methods.ensemble:EnsembleOfGLNNs",
     "plain": "limbeck.methods.plain:PlainStudent",

@@ -1,4 +1,4 @@
-"""SA-MLP and LINKX in their bundles: the runtime answers as torch, each node on its own route."""
+"""SA-MLP, LINKX and ours in their bundles: the runtime answers as torch, each on its route."""
 
 import itertools
 import json
@@ -15,6 +15,7 @@ from limbeck.evaluation.protocol import Run, distill
 from limbeck.export import export_bundle
 from limbeck.graphs.view import make_view
 from limbeck.methods import Method
+from limbeck.methods.limbeck import Limbeck
 from limbeck.methods.linkx import LINKXOnLabels
 from limbeck.methods.sa_mlp import StructureAwareMLP
 from limbeck.runtime import (
@@ -41,13 +42,22 @@ VARIANTS: list[dict[str, Any]] = [
     {"table": "tied", "num_layers": 2, "order": "glnn", "norm": "layer", "stream_norm": "batch"},
 ]
 OF_LINKX: list[dict[str, Any]] = [{"linkx": True}, {"linkx": True, "num_layers": 1}]
+OURS: list[dict[str, Any]] = [
+    {"ours": True},
+    {"ours": True, "norm": "layer", "num_layers": 3, "adj_norm": "sqrt-degree"},
+    {"ours": True, "norm": "batch", "num_layers": 3, "told": ("answers", "rows")},
+]
 
 
-def trained(*, sparse: bool = False, linkx: bool = False, **options: Any) -> Run:
+def trained(
+    *, sparse: bool = False, linkx: bool = False, ours: bool = False, **options: Any
+) -> Run:
     view = make_view(small_graph(sparse=sparse), "inductive", 0)
     torch.manual_seed(0)
     teacher = knowledge_from(torch.randn(len(view.nodes), 3))
     kind: type[Method] = LINKXOnLabels if linkx else StructureAwareMLP
+    if ours:
+        kind, options = Limbeck, {"encoding": "spectral", "dim": 4, **options}
     method = kind(hidden_channels=16, max_epochs=6, **options)
     return distill(view, teacher if method.needs_teacher else None, method, 0)
 
@@ -76,7 +86,7 @@ def bundle(run: Run, tmp_path: Path) -> BundledStudent:
 
 @pytest.mark.parametrize("with_kernels", [True, False])
 @pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("options", VARIANTS + OF_LINKX)
+@pytest.mark.parametrize("options", VARIANTS + OF_LINKX + OURS)
 def test_the_runtime_answers_as_torch_does(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -150,7 +160,7 @@ def test_nodes_without_neighbours_never_read_the_table(
         bundle.predict_logits(x=x, neighbors=neighbor_ids(run, run.inputs.unseen))
 
 
-@pytest.mark.parametrize("options", VARIANTS[:4] + OF_LINKX[:1])
+@pytest.mark.parametrize("options", VARIANTS[:4] + OF_LINKX[:1] + OURS[:2])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_batch_with_one_lone_node_is_answered_as_two_batches(
     tmp_path: Path, sparse: bool, options: dict[str, Any]
@@ -215,7 +225,7 @@ def test_sums_in_blocks(bundle: BundledStudent, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(same, degree)
 
 
-@pytest.mark.parametrize("options", VARIANTS + OF_LINKX)
+@pytest.mark.parametrize("options", VARIANTS + OF_LINKX + OURS)
 def test_live_edges_equal_recomputation(tmp_path: Path, options: dict[str, Any]) -> None:
     run = trained(**options)
     student = load_bundle(run.save(tmp_path / "student"))
@@ -261,9 +271,13 @@ def test_ignored_ids_are_counted(bundle: BundledStudent, run: Run) -> None:
         live.add(UNKNOWN, node)
 
 
-@pytest.mark.parametrize("table", ["full", "landmark", "hashed", "of LINKX"])
+@pytest.mark.parametrize("table", ["full", "landmark", "hashed", "of LINKX", "ours"])
 def test_an_int8_table(tmp_path: Path, table: str) -> None:
-    run = trained(linkx=True) if table == "of LINKX" else trained(table=table, table_rows=20)
+    run = (
+        trained(**{"of LINKX": OF_LINKX[0], "ours": OURS[2]}[table])
+        if table in ("of LINKX", "ours")
+        else trained(table=table, table_rows=20)
+    )
     view, known = run.view, run._known_inputs()
     path = export_bundle(
         tmp_path / "small",

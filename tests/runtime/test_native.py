@@ -470,6 +470,47 @@ def test_a_gate_weighs_two_decoders(has_gate: bool, decoders: int) -> None:
         kernels.Streams(known, table, (0.0, 0.0, 4, 3), one[0], (head,), None, (False, None, None))
 
 
+def test_nodes_alone_have_a_network_of_their_own() -> None:
+    """Features times 1 are added to the neighbours' mean; alone they count 100 times."""
+
+    def head(factor: float) -> tuple[Any, ...]:
+        encoder = (native.Layer(floats([factor]), floats(0), False),)
+        return (
+            encoder,
+            *(None,) * 4,
+            0.0,
+            None,
+            0.0,
+            None,
+            (native.Layer(floats([1]), floats(0), False),),
+        )
+
+    table = (floats([2], [6]), None, np.arange(2), np.ones(2, dtype=np.bool_), None)
+    known = kernels.Known(np.zeros((2, 1), dtype=np.float32), None, None, None)
+    heads, plain = (head(1), head(100)), (False, None, None)
+    streams = kernels.Streams(known, table, (1.0, 0.0, 4, 1), floats(0), heads, None, plain)
+    x = floats([1], [1], [1], [3])
+    among = streams.answer(x, [[0, 1], [1], [], [7]])
+    np.testing.assert_array_equal(among, [[5], [7], [100], [300]])
+    # what is left of a sum is not looked at once the last edge went
+    parts, share = floats([4], [6], [np.nan], [np.inf]), floats([1], [1], [0], [0])
+    np.testing.assert_array_equal(streams.answer(x, parts, share), among)
+    np.testing.assert_array_equal(streams.answer(x), 100 * x)
+
+
+def test_a_norm_of_the_encoder_is_taken_of_the_sum() -> None:
+    zero, one = np.zeros(2, dtype=np.float32), np.ones(2, dtype=np.float32)
+    encoder = (native.Layer(np.eye(2, dtype=np.float32), zero, False),)
+    decoder = (native.Layer(np.eye(2, dtype=np.float32), zero, False),)
+    head = (encoder, None, None, 3 * one, one, 0.0, None, 0.0, None, decoder)
+    table = (floats([0, 4]), None, np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.bool_), None)
+    known = kernels.Known(np.zeros((1, 2), dtype=np.float32), None, None, None)
+    numbers, plain = (1.0, 0.0, 4, 2), (False, None, None)
+    streams = kernels.Streams(known, table, numbers, zero, (head,), None, plain)
+    # (1, 4) normalised is (-1, 1): times 3 and plus 1 (-2, 4), of which ReLU leaves (0, 4)
+    np.testing.assert_allclose(streams.answer(floats([1, 0]), [[0]]), [[0, 4]], atol=1e-6)
+
+
 def floats(*rows: Any) -> np.ndarray:
     return np.array(rows, dtype=np.float32)
 

@@ -15,6 +15,7 @@ from limbeck.export import export_bundle
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.view import make_view
 from limbeck.methods import Method
+from limbeck.methods.limbeck import Limbeck
 from limbeck.methods.linkx import LINKXOnLabels
 from limbeck.methods.sa_mlp import StructureAwareMLP
 from limbeck.runtime import BundledStudent, OverlaidStudent, StructureExplanation
@@ -27,17 +28,25 @@ from limbeck.testing import small_graph
 
 NODES, WIDTH, CLASSES = 30, 6, 3
 CLOSE: dict[str, float] = {"rtol": 1e-5, "atol": 1e-5}
+KINDS: dict[str, tuple[type[Method], dict[str, Any]]] = {
+    "sa-mlp": (StructureAwareMLP, {}),
+    "linkx": (LINKXOnLabels, {}),
+    "limbeck": (Limbeck, {"encoding": "spectral", "dim": 4}),
+}
 
 
-@pytest.fixture(scope="module", params=["sa-mlp, dense", "sa-mlp, sparse", "linkx, dense"])
+@pytest.fixture(
+    scope="module",
+    params=["sa-mlp, dense", "sa-mlp, sparse", "linkx, dense", "limbeck, dense", "limbeck, sparse"],
+)
 def neighborly(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a student that sums over its neighbours."""
     name, features = request.param.split(", ")
     view = make_view(small_graph(sparse=features == "sparse"), "transductive", 0)
     torch.manual_seed(0)
     teacher = knowledge_from(torch.randn(len(view.nodes), 3))
-    kind: type[Method] = {"sa-mlp": StructureAwareMLP, "linkx": LINKXOnLabels}[name]
-    method = kind(hidden_channels=16, max_epochs=4)
+    kind, options = KINDS[name]
+    method = kind(hidden_channels=16, max_epochs=4, **options)
     run = distill(view, teacher if method.needs_teacher else None, method, 0)
     return run.save(tmp_path_factory.mktemp(name) / "student")
 

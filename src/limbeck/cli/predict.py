@@ -34,9 +34,9 @@ def predict(
         input: Table of new nodes (Parquet, CSV, Arrow) with the columns that training had, or a
             .npy file of features [B, F].
         neighbors: Column of that table that lists the ids of a row's neighbours, for students that
-            read them, such as those of sa-mlp and linkx, or positions: lists, or text in which
-            spaces, commas or semicolons part the ids. A row may be empty. Ids that the bundle does
-            not know are ignored.
+            read them, such as those of sa-mlp, linkx and limbeck, or positions: lists, or text in
+            which spaces, commas or semicolons part the ids. A row may be empty. Ids that the bundle
+            does not know are ignored.
         top: Number of classes or labels to print per node, the most probable first; by default the
             class, or all labels with a probability above one half.
         explain: Print also why: for students of experts, such as those of rbm and moe, the experts

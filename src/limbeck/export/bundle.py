@@ -77,6 +77,7 @@ from limbeck.runtime.structure import StructureStore
 from limbeck.students.gnn import GNNStudent
 from limbeck.students.inputs import InputSpec, NodeInputs
 from limbeck.students.linkx import LINKX
+from limbeck.students.neighbor_mlp import NeighborMLP
 from limbeck.students.sa_mlp import SAMLP
 
 Judge = Callable[[npt.NDArray[np.float32]], Mapping[str, Any]]
@@ -261,7 +262,7 @@ def _parts(
     banded: torch.Tensor | None,
 ) -> _Parts:
     """Export a student by what it reads; see :func:`export_bundle`."""
-    if isinstance(student, SAMLP | LINKX):
+    if isinstance(student, SAMLP | LINKX | NeighborMLP):
         if columns is None:
             raise OptionError("the student reads neighbors: say which node each column stands for.")
         table = export_structure(student, inputs, rows, columns.cpu(), scaling, table_dtype)
@@ -357,7 +358,7 @@ def _input_specs(student: torch.nn.Module, num_nodes: int) -> tuple[InputSpec, .
     if isinstance(student, GNNStudent):
         # of training's graph it had the observed nodes; of the bundle's all nodes can be named
         return (specs[0], replace(specs[1], width=num_nodes))
-    if not isinstance(student, SAMLP | LINKX) and not _reads_bands(student):
+    if not isinstance(student, SAMLP | LINKX | NeighborMLP) and not _reads_bands(student):
         input_widths(student)
     return specs
 

@@ -19,12 +19,14 @@ from limbeck.export.folded import (
     Gate,
     Linear,
     Memories,
+    affine,
     as_array,
+    feed_forward_blocks,
     fold,
     hidden_block,
+    linear_of,
     mlp_layers,
 )
-from limbeck.export.linkx import last_mlp
 from limbeck.export.onnx import (
     ParityError,
     RawStudent,
@@ -34,10 +36,12 @@ from limbeck.export.onnx import (
     input_widths,
     random_rows,
 )
+from limbeck.export.sums import summed
 from limbeck.runtime.bundle import (
     BANDS_CHAINS,
     HEAD_CHAINS,
     LONE_CHAINS,
+    LONE_SUM_CHAINS,
     MOST_BANDS,
     MOST_EXPERTS,
     PREDICTOR_CHAIN,
@@ -51,6 +55,7 @@ from limbeck.runtime.bundle import (
 from limbeck.runtime.native import HAS_KERNELS, answer_of_network, head_name, layer_name
 from limbeck.students.fmlp import FMLP, FMLPO, BandEncoders
 from limbeck.students.linkx import LINKX
+from limbeck.students.neighbor_mlp import NeighborMLP
 from limbeck.students.sa_mlp import SAMLP, FeedForward, Head
 
 
@@ -131,32 +136,38 @@ def compile_student(
 
 
 @torch.no_grad()
-def compile_structure(student: SAMLP | LINKX, scaling: Scaling | None = None) -> Compiled:
+def compile_structure(
+    student: SAMLP | LINKX | NeighborMLP, scaling: Scaling | None = None
+) -> Compiled:
     """A student that reads neighbours as the kernels read it, but for its table.
 
     Args:
-        student: The student, on the CPU and in eval mode; a LINKX folded, see
-            :func:`~limbeck.export.linkx.fold_linkx`.
+        student: The student, on the CPU and in eval mode; one without a gate folded, see
+            :func:`~limbeck.export.sums.fold_sum`.
         scaling: What ``x`` was standardised with in training.
     """
     builder = _Builder()
     if scaling is not None:
         builder.add_scaling(scaling)
-    if isinstance(student, LINKX):
-        encoder, from_sum = SUM_CHAINS
-        builder.add(encoder, [Block(_linear(student.feature_encoder))])
-        builder.add(from_sum, _fed_forward(last_mlp(student)))
+    if not isinstance(student, SAMLP):
+        form = summed(student)
+        networks = {SUM_CHAINS: [form.encoder, *form.rest]}
+        if form.lone is not None:
+            networks[LONE_SUM_CHAINS] = form.lone
+        for (encoder, from_sum), (first, *rest) in networks.items():
+            builder.add(encoder, [replace(first, relu=False)])  # that of the sum
+            builder.add(from_sum, rest)
         return builder.compiled()
     heads = [student.head]
     if student.routed:
-        builder.add(PREDICTOR_CHAIN, _with_scaling(student, _fed_forward(student.predictor)))
+        builder.add(PREDICTOR_CHAIN, _with_scaling(student, feed_forward_blocks(student.predictor)))
         heads += [] if student.lone_head is None else [student.lone_head]
     for i, (head, chains) in enumerate(zip(heads, (HEAD_CHAINS, LONE_CHAINS), strict=False)):
         encoder, from_structure, from_features = chains
-        block = hidden_block(_linear(head.feature_encoder), head.feature_norm)
+        block = hidden_block(linear_of(head.feature_encoder), head.feature_norm)
         builder.add(encoder, _with_scaling(student, [block]))
-        builder.add(from_structure, _fed_forward(head.structure_decoder))
-        builder.add(from_features, _fed_forward(head.feature_decoder))
+        builder.add(from_structure, feed_forward_blocks(head.structure_decoder))
+        builder.add(from_features, feed_forward_blocks(head.feature_decoder))
         builder.add_head(i, head)
     builder.arrays["folded_structure_bias"] = as_array(student.structure_bias)
     return builder.compiled(unit_sum=student.scaling.kind == "row")
@@ -182,17 +193,17 @@ def compile_bands(student: FMLP, scaling: Scaling | None = None) -> Compiled | N
     builder = _Builder()
     encoder, re_encoder, from_features = BANDS_CHAINS
     has_hidden = isinstance(student, FMLPO)
-    builder.add(encoder, [Block(_linear(student.feature_encoder), relu=has_hidden)])
+    builder.add(encoder, [Block(linear_of(student.feature_encoder), relu=has_hidden)])
     last_gate = student.gate
     if isinstance(student, FMLPO):
-        builder.add(re_encoder, [Block(_linear(student.re_encoder), relu=True)])
+        builder.add(re_encoder, [Block(linear_of(student.re_encoder), relu=True)])
         last_gate = last_gate if student.output_gate is None else student.output_gate
-    builder.add(from_features, _fed_forward(student.feature_head))
+    builder.add(from_features, feed_forward_blocks(student.feature_head))
     for name, head in zip(bands.heads, student.heads, strict=True):
-        builder.add(name, _fed_forward(cast(FeedForward, head)))
+        builder.add(name, feed_forward_blocks(cast(FeedForward, head)))
     if student.fallback == "predictor":
         assert student.predictor is not None
-        builder.add(PREDICTOR_CHAIN, _fed_forward(student.predictor))
+        builder.add(PREDICTOR_CHAIN, feed_forward_blocks(student.predictor))
     if scaling is not None:
         builder.add_scaling(scaling)
     gates = [student.gate] * (layers - 1) + [last_gate]
@@ -236,7 +247,7 @@ class _Builder:
             weight, bias = as_array(norm.weight), as_array(norm.bias)
         elif isinstance(norm, torch.nn.BatchNorm1d):
             kind = "affine"
-            weight, bias = _affine(norm)
+            weight, bias = affine(norm)
         if kind != "none":
             self.arrays |= {head_name("norm", i): weight, head_name("norm_bias", i): bias}
         self.heads.append(HeadEntry(kind, epsilon))
@@ -299,34 +310,6 @@ def _layer(block: Block) -> tuple[LayerEntry, dict[str, Array]]:
         entry = replace(entry, norm=place, epsilon=block.norm.epsilon)
         parts |= {"norm": block.norm.weight, "norm_bias": block.norm.bias}
     return entry, parts
-
-
-def _linear(lin: torch.nn.Linear) -> Linear:
-    return Linear(as_array(lin.weight.t()), as_array(lin.bias))
-
-
-def _affine(norm: torch.nn.BatchNorm1d) -> tuple[Array, Array]:
-    """Batch norm in eval mode: a factor and a summand per column."""
-    scale = norm.weight / (cast(Tensor, norm.running_var) + norm.eps).sqrt()
-    return as_array(scale), as_array(norm.bias - cast(Tensor, norm.running_mean) * scale)
-
-
-def _fed_forward(network: FeedForward) -> list[Block]:
-    """The layers of a network; batch norm is folded into the map that it stands beside."""
-    blocks, layer = [], _linear(network.first_map)
-    for norm, lin in network.hidden:
-        following = _linear(lin)
-        if network.order != "sa-mlp":
-            blocks.append(hidden_block(layer, norm))
-        elif isinstance(norm, torch.nn.BatchNorm1d):  # behind the ReLU: into the next map
-            scale, shift = _affine(norm)
-            blocks.append(Block(layer, relu=True))
-            bias = following.bias + shift @ following.weight
-            following = Linear(scale[:, None] * following.weight, bias)
-        else:
-            blocks.append(replace(hidden_block(layer, norm), norm_last=True))
-        layer = following
-    return [*blocks, Block(layer)]
 
 
 def _with_scaling(student: SAMLP, blocks: list[Block]) -> list[Block]:

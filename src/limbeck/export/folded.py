@@ -21,6 +21,7 @@ from limbeck.students.experts import ExpertLayer, ExpertStudent, bounded_exp, un
 from limbeck.students.mlp import MLP
 from limbeck.students.moe import MoELayer
 from limbeck.students.rbm import RbMLayer
+from limbeck.students.sa_mlp import FeedForward
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -154,7 +155,7 @@ def fold(student: torch.nn.Module) -> list[Block] | None:
     maps: list[Map]
     with torch.no_grad():
         if isinstance(student, MLP) and _computes_as(student, MLP, "first", "hidden", "classify"):
-            maps = [_linear(cast(torch.nn.Linear, lin)) for lin in student.lins]
+            maps = [linear_of(cast(torch.nn.Linear, lin)) for lin in student.lins]
         elif isinstance(student, ExpertStudent) and _computes_as(
             student, ExpertStudent, "trace", "read"
         ):
@@ -211,14 +212,39 @@ def _computes_as(student: torch.nn.Module, base: type[torch.nn.Module], *parts: 
     )
 
 
-def _linear(lin: torch.nn.Linear) -> Linear:
+def linear_of(lin: torch.nn.Linear) -> Linear:
+    """The map of a layer."""
     return Linear(as_array(lin.weight.t()), as_array(lin.bias))
+
+
+def affine(norm: torch.nn.BatchNorm1d) -> tuple[Array, Array]:
+    """Batch norm in eval mode: a factor and a summand per column."""
+    scale = norm.weight / (cast(Tensor, norm.running_var) + norm.eps).sqrt()
+    return as_array(scale), as_array(norm.bias - cast(Tensor, norm.running_mean) * scale)
+
+
+def feed_forward_blocks(network: FeedForward) -> list[Block]:
+    """The layers of a network; batch norm is folded into the map that it stands beside."""
+    blocks, layer = [], linear_of(network.first_map)
+    for norm, lin in network.hidden:
+        following = linear_of(lin)
+        if network.order != "sa-mlp":
+            blocks.append(hidden_block(layer, norm))
+        elif isinstance(norm, torch.nn.BatchNorm1d):  # behind the ReLU: into the next map
+            scale, shift = affine(norm)
+            blocks.append(Block(layer, relu=True))
+            bias = following.bias + shift @ following.weight
+            following = Linear(scale[:, None] * following.weight, bias)
+        else:
+            blocks.append(replace(hidden_block(layer, norm), norm_last=True))
+        layer = following
+    return [*blocks, Block(layer)]
 
 
 def _experts(layer: ExpertLayer) -> Map:
     if isinstance(layer, RbMLayer) and not layer.routed:
         # in pretraining the layer is its first expert, without scale and gain
-        return _linear(cast(torch.nn.Linear, layer.experts[0]))
+        return linear_of(cast(torch.nn.Linear, layer.experts[0]))
     chooser = _CHOOSERS[type(layer)](layer)
     scale = bounded_exp(layer.log_scale)
     log_gain = layer.log_gain if isinstance(layer, RbMLayer) else None
@@ -248,7 +274,7 @@ def _memories(layer: RbMLayer) -> Memories:
 
 def _gate(layer: MoELayer) -> Gate:
     columns = bounded_exp(layer.log_sharpness) * unit(layer.columns).t()
-    return Gate(_linear(layer.project), as_array(columns))
+    return Gate(linear_of(layer.project), as_array(columns))
 
 
 _CHOOSERS: dict[type[torch.nn.Module], Callable[[Any], Memories | Gate]] = {
@@ -265,10 +291,8 @@ def hidden_block(layer: Map, norm: torch.nn.Module) -> Block:
         )
     if not isinstance(norm, torch.nn.BatchNorm1d):
         return Block(layer, relu=True)
-    # in eval mode batch norm is a scale and a shift per column
-    scale = norm.weight / (cast(Tensor, norm.running_var) + norm.eps).sqrt()
-    shift = as_array(norm.bias - cast(Tensor, norm.running_mean) * scale)
-    scaled = _scaled(layer, as_array(scale))
+    scale, shift = affine(norm)
+    scaled = _scaled(layer, scale)
     if not sums_to_one(layer):
         return Block(scaled, shift=shift, relu=True)
     return Block(replace(scaled, bias=scaled.bias + shift), relu=True)

@@ -23,7 +23,12 @@ from torch import Tensor
 
 from limbeck.students.linkx import LINKX
 from limbeck.students.sa_mlp import FeedForward
-from limbeck.students.structure_tables import FullTable, HashedTable, LandmarkTable
+from limbeck.students.structure_tables import (
+    FullTable,
+    HashedTable,
+    LandmarkTable,
+    StructureTable,
+)
 
 BLOCK_ROWS = 2**16
 """Rows of the table that are mapped together in float64."""
@@ -38,11 +43,9 @@ def fold_linkx(student: LINKX) -> LINKX:
             entries that they are sums of.
     """
     folded = copy.deepcopy(student)
-    table = cast(FullTable | LandmarkTable | HashedTable, folded.table)
     from_structure = _with_residual(student.structure_map)
     from_features = _with_residual(student.feature_map)
-    for rows in torch.split(table.weight, BLOCK_ROWS):
-        rows.copy_(rows.double() @ from_structure.t())
+    map_rows(folded.table, from_structure)
     encoder = folded.feature_encoder
     encoder.bias.copy_(
         from_structure @ student.structure_bias.double()
@@ -55,6 +58,19 @@ def fold_linkx(student: LINKX) -> LINKX:
     for part in (parts[0], *parts[1].parameters(), *parts[2].parameters()):
         part.zero_()
     return folded
+
+
+@torch.no_grad()
+def map_rows(table: StructureTable, matrix: Tensor) -> None:
+    """Replace each row of a table by what a linear map makes of it.
+
+    Args:
+        table: A table that stores its rows or the entries that they are sums of.
+        matrix: float64 ``[h, h]``, multiplied from the left.
+    """
+    stored = cast(FullTable | LandmarkTable | HashedTable, table)
+    for rows in torch.split(stored.weight, BLOCK_ROWS):
+        rows.copy_(rows.double() @ matrix.t())
 
 
 def last_mlp(student: LINKX) -> FeedForward:

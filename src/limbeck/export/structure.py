@@ -7,9 +7,12 @@ through a memory map; the models get it beside the features::
 
 ``structure`` is that sum, divided by a power of the degree where the student does so, without the
 bias; ``known`` says how much it counts against the latent predictor, 0 for a node without known
-neighbours. A LINKX has neither a gate nor a predictor, and its sum is plain::
+neighbours. A LINKX and a :class:`~limbeck.students.neighbor_mlp.NeighborMLP` have neither a gate
+nor a predictor (:mod:`limbeck.export.sums`), and only the latter has another answer for nodes
+without known neighbours, so is told of them::
 
     x, structure [B, h]  ->  logits
+    x, structure [B, h], known [B, 1]  ->  logits
 """
 
 from __future__ import annotations
@@ -28,11 +31,11 @@ from torch import Tensor
 from limbeck.errors import OptionError
 from limbeck.export.compiled import compile_structure
 from limbeck.export.folded import Array, Linear, as_array
-from limbeck.export.forms import DenseRows, Rows, SparseRows
+from limbeck.export.forms import DenseRows, Rows, SparseRows, behind, write
 from limbeck.export.graph import Graph, Signature, float32, int64
-from limbeck.export.linkx import fold_linkx, last_mlp
 from limbeck.export.networks import behind_first, fed_forward, normed
 from limbeck.export.onnx import PROBE_ROWS, Scaling, check_parity, check_scaling, known_logits
+from limbeck.export.sums import Summed, fold_sum, summed
 from limbeck.graphs.sparse import is_csr
 from limbeck.runtime.bundle import StructureEntry
 from limbeck.runtime.kernel import OnnxKernel, SparseModel
@@ -42,10 +45,14 @@ from limbeck.runtime.rows import Rows as RuntimeRows
 from limbeck.runtime.structure import Edges, StructureStore
 from limbeck.students.inputs import NodeInputs, no_neighbors
 from limbeck.students.linkx import LINKX
+from limbeck.students.neighbor_mlp import NeighborMLP
 from limbeck.students.sa_mlp import DEGREE_POWER, SAMLP, Head
 from limbeck.students.structure_tables import FullTable, HashedTable, LandmarkTable, TiedTable
 
 TableDtype: TypeAlias = Literal["float32", "int8"]
+
+NeighborReader: TypeAlias = SAMLP | LINKX | NeighborMLP
+"""The students that are taken apart here."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class StructureExport:
 
 
 def export_structure(
-    student: SAMLP | LINKX,
+    student: NeighborReader,
     inputs: NodeInputs,
     rows: RuntimeRows,
     columns: Tensor,
@@ -107,8 +114,8 @@ def export_structure(
     exact = known_logits(student, inputs, scaling)
     _write_out(student)
     as_trained = student
-    if isinstance(student, LINKX):
-        student = fold_linkx(student)
+    if not isinstance(student, SAMLP):
+        student = fold_sum(student)
     table = _store_table(student, columns, len(inputs), table_dtype)
     if table_dtype == "int8":
         as_trained = student  # as its rows are stored
@@ -123,7 +130,7 @@ def export_structure(
     model = _dense_model(student, scaling)
     sparse = None
     if is_csr(inputs.x) and (scaling is None or not bool(scaling[0].any())):
-        maps = 1 if isinstance(student, LINKX) else len(_first_maps(student))
+        maps = len(_first_maps(student)) if isinstance(student, SAMLP) else 1 + entry.lone
         values_per_entry = maps * entry.width  # each leads from features to a part
         sparse = SparseModel(
             _sparse_model(student, scaling), values_per_entry, "the exported sparse model"
@@ -135,15 +142,18 @@ def export_structure(
     return exported
 
 
-def _entry(student: SAMLP | LINKX, dtype: TableDtype, agreement: float) -> StructureEntry:
-    if isinstance(student, LINKX):
-        return StructureEntry(student.table.channels, 0.0, 0.0, dtype, agreement, gated=False)
+def _entry(student: NeighborReader, dtype: TableDtype, agreement: float) -> StructureEntry:
+    width = student.table.channels
+    if not isinstance(student, SAMLP):
+        form = summed(student)
+        lone = form.lone is not None
+        return StructureEntry(width, form.power, 0.0, dtype, agreement, gated=False, lone=lone)
     power = DEGREE_POWER[student.adj_norm]
     blend = float(student.blend) if student.routed else 0.0
-    return StructureEntry(student.table.channels, power, blend, dtype, agreement)
+    return StructureEntry(width, power, blend, dtype, agreement)
 
 
-def _checked_neighbors(student: SAMLP | LINKX, inputs: NodeInputs, columns: Tensor) -> Tensor:
+def _checked_neighbors(student: NeighborReader, inputs: NodeInputs, columns: Tensor) -> Tensor:
     neighbors = inputs.neighbors
     if neighbors is None:
         raise OptionError(
@@ -164,7 +174,7 @@ def _checked_neighbors(student: SAMLP | LINKX, inputs: NodeInputs, columns: Tens
 
 
 @torch.no_grad()
-def _write_out(student: SAMLP | LINKX) -> None:
+def _write_out(student: NeighborReader) -> None:
     """Put a table of rows in the place of one whose rows follow from what no bundle has.
 
     Raises:
@@ -181,7 +191,7 @@ def _write_out(student: SAMLP | LINKX) -> None:
 
 @torch.no_grad()
 def _store_table(
-    student: SAMLP | LINKX, columns: Tensor, num_nodes: int, dtype: TableDtype
+    student: NeighborReader, columns: Tensor, num_nodes: int, dtype: TableDtype
 ) -> dict[str, npt.NDArray[Any]]:
     """The arrays of the table; that of ``student`` is made what they hold."""
     table = cast(FullTable | LandmarkTable | HashedTable, student.table)
@@ -236,7 +246,7 @@ class _Streams(NamedTuple):
     feature: str
 
 
-def _dense_model(student: SAMLP | LINKX, scaling: Scaling | None) -> bytes:
+def _dense_model(student: NeighborReader, scaling: Scaling | None) -> bytes:
     graph = Graph()
     x = "x"
     if scaling is not None:
@@ -246,7 +256,7 @@ def _dense_model(student: SAMLP | LINKX, scaling: Scaling | None) -> bytes:
     return _model(rows, student, {"x": ("float32", ("batch", width))})
 
 
-def _sparse_model(student: SAMLP | LINKX, scaling: Scaling | None) -> bytes:
+def _sparse_model(student: NeighborReader, scaling: Scaling | None) -> bytes:
     graph = Graph()
     values = "values"
     if scaling is not None:
@@ -260,16 +270,15 @@ def _sparse_model(student: SAMLP | LINKX, scaling: Scaling | None) -> bytes:
     return _model(rows, student, entries)
 
 
-def _model(rows: Rows, student: SAMLP | LINKX, features: Signature) -> bytes:
+def _model(rows: Rows, student: NeighborReader, features: Signature) -> bytes:
     """The student on ``rows`` and the sums of its neighbours' rows."""
     g, width, num_classes = rows.graph, student.table.channels, student.out_channels
-    if isinstance(student, LINKX):
-        encoder = student.feature_encoder
-        encoded = rows.linear(Linear(as_array(encoder.weight.t()), as_array(encoder.bias)))
-        hidden = g.op("Relu", g.op("Add", "structure", encoded))
-        g.name(fed_forward(g, last_mlp(student), hidden), "logits")
+    if not isinstance(student, SAMLP):
+        form = summed(student)
+        g.name(_write_sum(rows, form, width), "logits")
+        known: Signature = {} if form.lone is None else {"known": ("float32", ("batch", 1))}
         return g.model(
-            {**features, "structure": ("float32", ("batch", width))},
+            {**features, "structure": ("float32", ("batch", width)), **known},
             {"logits": ("float32", ("batch", num_classes))},
         )
     streams = _write(rows, student)
@@ -291,6 +300,28 @@ def _model(rows: Rows, student: SAMLP | LINKX, features: Signature) -> bytes:
         "feature_logits": ("float32", ("batch", num_classes)),
     }
     return g.model(inputs, outputs)
+
+
+def _write_sum(rows: Rows, form: Summed, width: int) -> str:
+    """Logits of nodes whose neighbours' part is added to the first layer, each on its route."""
+    g = rows.graph
+    encoded = rows.linear(cast(Linear, form.encoder.map))
+    hidden = behind(g, g.op("Add", "structure", encoded), form.encoder)
+    logits = write(DenseRows(g, hidden, width), form.rest).logits
+    if form.lone is None:
+        return logits
+    lone, has_any = form.lone, g.op("Greater", "known", float32(0.0))
+
+    def with_lone() -> list[str]:
+        return [g.op("Where", has_any, logits, write(rows, lone).logits)]
+
+    return g.choose(_any_alone(g, has_any), with_lone, lambda: [logits])[0]
+
+
+def _any_alone(g: Graph, has_any: str) -> str:
+    """Whether a batch has a node without neighbours; one without computes nothing for such."""
+    num_alone = g.op("ReduceSum", g.op("Cast", g.op("Not", has_any), to=TensorProto.INT32))
+    return g.op("Greater", g.op("Reshape", num_alone, int64()), np.array(0, dtype=np.int32))
 
 
 def _write(rows: Rows, student: SAMLP) -> _Streams:
@@ -317,11 +348,10 @@ def _write(rows: Rows, student: SAMLP) -> _Streams:
         guess = behind_first(g, student.predictor, first)
         return _routed(g, student, has_any, g.op("Where", has_any, z_a, guess), guess, z_x, others)
 
-    # a batch whose nodes all have neighbours does not compute the predictor
-    num_alone = g.op("ReduceSum", g.op("Cast", g.op("Not", has_any), to=TensorProto.INT32))
-    any_alone = g.op("Greater", g.op("Reshape", num_alone, int64()), np.array(0, dtype=np.int32))
     return _Streams(
-        *g.choose(any_alone, with_predictor, lambda: _decoded(g, student.head, z_a, z_x))
+        *g.choose(
+            _any_alone(g, has_any), with_predictor, lambda: _decoded(g, student.head, z_a, z_x)
+        )
     )
 
 
@@ -395,7 +425,7 @@ def _decoded(g: Graph, head: Head, z_a: str, z_x: str) -> _Streams:
 @torch.no_grad()
 def _check(
     exported: StructureExport,
-    student: SAMLP | LINKX,
+    student: NeighborReader,
     inputs: NodeInputs,
     rows: RuntimeRows,
     scaling: Scaling | None,
@@ -414,6 +444,7 @@ def _check(
         "the exported model",
         structure_width=exported.entry.width,
         gated=exported.entry.gated,
+        lone=exported.entry.lone,
         sparse=exported.sparse,
     )
     dense = x.dense() if isinstance(x, CsrRows) else x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from limbeck.graphs.info import TaskName
 from limbeck.graphs.view import View
 from limbeck.methods.base import Distilled, Method, Share, validation_accuracy
 from limbeck.methods.losses import soft_target_loss
-from limbeck.students.inputs import inputs_of
+from limbeck.students.inputs import NodeInputs, inputs_of
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Checkpoint, batches
 from limbeck.training.tasks import task_of
@@ -66,10 +66,29 @@ class GLNN(Method):
         """
         if knowledge is None:
             raise TeacherError("method 'glnn' learns from a teacher: give one.")
-        student = self.build_mlp(view)
-        inputs, y, soft = inputs_of(view), view.observed.y, knowledge.logits
-        known, task = inputs.observed, task_of(y)
-        observed = torch.arange(view.num_observed)
+        student, inputs = self.build_mlp(view), inputs_of(view)
+        history = self.fit(
+            student,
+            self.losses(student, inputs.observed, view, knowledge),
+            validation_accuracy(student, inputs.observed, view),
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        return Distilled(student, history, inputs)
+
+    def losses(
+        self, student: torch.nn.Module, known: NodeInputs, view: View, knowledge: Knowledge
+    ) -> Callable[[int], Iterator[Tensor]]:
+        """What yields the losses of an epoch.
+
+        Args:
+            student: Answers nodes from their inputs.
+            known: Inputs of the observed nodes.
+            view: What may be seen.
+            knowledge: What the teacher says of the observed nodes.
+        """
+        y, soft = view.observed.y, knowledge.logits
+        task, observed = task_of(y), torch.arange(view.num_observed)
 
         def losses(epoch: int) -> Iterator[Tensor]:
             # a pass whose weight is zero would still move Adam's momentum and its weight decay,
@@ -84,11 +103,4 @@ class GLNN(Method):
                     loss = soft_target_loss(logits, soft[nodes], self.temperature, task)
                     yield (1 - self.label_weight) * loss
 
-        history = self.fit(
-            student,
-            losses,
-            validation_accuracy(student, known, view),
-            checkpoint=checkpoint,
-            progress=progress,
-        )
-        return Distilled(student, history, inputs)
+        return losses

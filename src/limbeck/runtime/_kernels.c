@@ -1529,7 +1529,7 @@ static int streams_forward(const Streams *s, const Request *x, const Around *aro
             if (around->parts) {
                 share[r] = around->known[node];
                 memset(own, 0, s->padded * sizeof(float));
-                if (share[r] > 0 || !routed)
+                if (share[r] > 0 || (!routed && s->num_heads == 1))
                     memcpy(own, around->parts + node * s->width, s->width * sizeof(float));
             } else {
                 const size first = around->ends && node ? around->ends[node - 1] : 0;

@@ -34,8 +34,8 @@ class StructureExplanation(NamedTuple):
 
     Args:
         gate: :math:`\alpha`, the weight of the structure's logits, 0 to 1, float32 ``[B]``;
-            ``None`` for a student without a gate (LINKX), which adds up what features and
-            neighbours contribute and has one answer.
+            ``None`` for a student without a gate (LINKX, our own), which adds up what features
+            and neighbours contribute and has one answer.
         share: :math:`\rho`, the structure's share of the answer, 0 to 1, float32 ``[B]``: the
             length of its weighted logits, less their mean over the classes, in that of both. The
             gate alone says little: either decoder can grow to make up for it. ``None`` likewise.

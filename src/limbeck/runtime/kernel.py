@@ -69,8 +69,8 @@ class Structure(NamedTuple):
     Args:
         parts: Their rows, summed and divided as the student has it, float32 ``[B, h]``.
         known: How much they count against what the features let expect, 0 to 1, float32
-            ``[B, 1]``; 0 for a node without known neighbours, of which a student with a gate does
-            not look at ``parts``. Not read by a student without.
+            ``[B, 1]``; 0 for a node without known neighbours, whose ``parts`` no student looks at
+            that answers such a node in another way. Not read by one that does not.
     """
 
     parts: npt.NDArray[np.float32]
@@ -169,6 +169,8 @@ class OnnxKernel:
         structure_width: Width ``h`` of what neighbours contribute, 0 for a student that reads none.
         gated: Whether the model of such a student weighs two answers with a gate; it is told then
             how much neighbours count.
+        lone: Whether one without a gate answers nodes without neighbours in another way; it is told
+            which they are, likewise.
         bands_width: Number of values ``w`` of bands, 0 for a model that reads none.
         bands: What the model tells of bands, ``None`` for nothing.
         routing: The layers of experts whose routes the models answer, too.
@@ -189,6 +191,7 @@ class OnnxKernel:
         *,
         structure_width: int = 0,
         gated: bool = True,
+        lone: bool = False,
         bands_width: int = 0,
         bands: BandsEntry | None = None,
         routing: Sequence[RoutingEntry] = (),
@@ -201,6 +204,7 @@ class OnnxKernel:
         self._position_width = position_width
         self._structure_width = structure_width
         self._gated = gated and structure_width > 0
+        self._reads_known = self._gated or lone
         self._bands_width = bands_width
         self._bands = bands
         self._routing = tuple(routing)
@@ -256,7 +260,7 @@ class OnnxKernel:
         if self._structure_width:
             parts, known = (None, None) if structure is None else structure
             beside["structure"] = _or_zeros(parts, len(x), self._structure_width)
-            if self._gated:
+            if self._reads_known:
                 beside["known"] = _or_zeros(known, len(x), 1)
         if self._bands_width:
             beside["bands"] = _or_zeros(bands, len(x), self._bands_width)
@@ -341,8 +345,9 @@ class OnnxKernel:
             inputs["position"] = ("tensor(float)", self._position_width)
         if self._structure_width:
             inputs["structure"] = ("tensor(float)", self._structure_width)
-        if self._gated:
+        if self._reads_known:
             inputs["known"] = ("tensor(float)", 1)
+        if self._gated:
             for name in STREAMS[1:]:
                 outputs[name] = ("tensor(float)", 1 if name == "gate" else self._num_classes)
         if self._bands_width:

@@ -20,6 +20,7 @@ from limbeck.runtime.bundle import (
     BANDS_CHAINS,
     HEAD_CHAINS,
     LONE_CHAINS,
+    LONE_SUM_CHAINS,
     PREDICTOR_CHAIN,
     STUDENT_CHAIN,
     SUM_CHAINS,
@@ -234,8 +235,8 @@ def answer_of_streams(
         heads = [_head(entry, arrays, i) for i in range(len(entry.heads))]
         bias = arrays["folded_structure_bias"]
     else:  # one answer of the sum: no gate, and biases are those of the encoder
-        encoder, from_sum = (layers_of(entry, arrays, name) for name in SUM_CHAINS)
-        heads = [(encoder, *(None,) * 4, 0.0, None, 0.0, None, from_sum)]
+        lone = (LONE_SUM_CHAINS,) if structure.entry.lone else ()
+        heads = [_sum_head(entry, arrays, names) for names in (SUM_CHAINS, *lone)]
         bias = np.zeros(structure.entry.width, dtype=np.float32)
     has_predictor = PREDICTOR_CHAIN in entry.chains
     return _kernels.Streams(
@@ -270,6 +271,15 @@ def _head(entry: FoldedEntry, arrays: Arrays, i: int) -> tuple[Any, ...]:
         from_structure,
         from_features,
     )
+
+
+def _sum_head(entry: FoldedEntry, arrays: Arrays, names: tuple[str, str]) -> tuple[Any, ...]:
+    """A head without a gate; the norm behind its encoder is taken of the sum."""
+    encoder, from_sum = (layers_of(entry, arrays, name) for name in names)
+    last = encoder[-1]
+    encoder = (*encoder[:-1], last._replace(norm=None, norm_bias=None, epsilon=0.0))
+    norm = (None, None, last.norm, last.norm_bias, last.epsilon)
+    return (encoder, *norm, None, 0.0, None, from_sum)
 
 
 def answer_of_bands(entry: FoldedEntry, arrays: Arrays) -> Answers:

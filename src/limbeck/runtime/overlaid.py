@@ -60,9 +60,10 @@ class OverlaidStudent(BundledStudent):
     changed node's answer depends on is updated so:
 
     * Features: the answer is computed anew.
-    * Neighbours, for a student that sums over them (``sa-mlp``, ``linkx``): the sum moves by the
-      one row that came or went, exactly, see :class:`~limbeck.runtime.LiveStructure`. A node that
-      has none left takes the path of nodes without neighbours.
+    * Neighbours, for a student that sums over them (``sa-mlp``, ``linkx``, ``limbeck``):
+      the sum moves by the one row that came or went, exactly, see
+      :class:`~limbeck.runtime.LiveStructure`. A node that has none left takes the path of nodes
+      without neighbours.
     * Positions: those of new nodes, and of known ones whose neighbours are given in full, are the
       mean over observed neighbours; others stay.
     * Bands: they come of the whole graph, so a changed or new node is answered as one that has

@@ -673,6 +673,7 @@ def make_kernel(
         manifest.position_width,
         structure_width=0 if structure is None else structure.width,
         gated=structure is not None and structure.gated,
+        lone=structure is not None and structure.lone,
         bands_width=manifest.bands_width,
         bands=manifest.bands,
         routing=manifest.routing,

@@ -146,6 +146,12 @@ class MLP(torch.nn.Module):
         assert isinstance(lin, torch.nn.Linear)
         return linear_of_inputs(lin, x, inputs.position if self.position_channels else None)
 
+    def rest(self, h: Tensor) -> Tensor:
+        """Logits ``[B, C]`` from the first hidden layer ``[B, H]`` before its norm and ReLU."""
+        for i, lin in enumerate(self.lins[1:]):
+            h = lin(self.activate(h, i))
+        return h
+
     def hidden(self, inputs: NodeInputs) -> Tensor:
         """Last hidden layer ``[B, H]`` before its norm and ReLU; there must be one."""
         h = self.first(inputs)
@@ -176,8 +182,11 @@ class MLP(torch.nn.Module):
 
         ``"hidden1"``, ``"hidden2"``, ..., before dropout, then ``"logits"``.
         """
+        return self.layers_behind(self.first(inputs))
+
+    def layers_behind(self, h: Tensor) -> dict[str, Tensor]:
+        """The same from what the first linear map gave, ``[B, .]``."""
         outputs: dict[str, Tensor] = {}
-        h = self.first(inputs)
         for i, lin in enumerate(self.lins[1:]):
             before = self.norms[i](h)
             after = F.relu(before)

@@ -17,7 +17,13 @@ from limbeck.graphs.sparse import is_csr, take_rows, with_values
 from limbeck.graphs.view import Scaling
 from limbeck.students.inputs import InputSpec, NodeInputs
 from limbeck.students.mlp import Norm, input_dropout, make_norm
-from limbeck.students.structure_tables import StructureTable, entry_rows, neighbors_of
+from limbeck.students.structure_tables import (
+    StructureTable,
+    divided_by_degree,
+    effects_of_neighbors,
+    entry_rows,
+    neighbors_of,
+)
 
 AdjNorm = Literal["none", "row", "sqrt-degree"]
 Order = Literal["sa-mlp", "glnn"]
@@ -25,9 +31,6 @@ FeatureScale = Literal["none", "row", "standard"]
 
 DEGREE_POWER: dict[AdjNorm, float] = {"none": 0.0, "sqrt-degree": 0.5, "row": 1.0}
 """Power of the degree that the sum over a node's neighbours is divided by."""
-
-EXPLAINED_AT_ONCE = 4096
-"""Neighbours whose removal is tried in one pass."""
 
 
 class FeatureScaling(torch.nn.Module):
@@ -480,24 +483,13 @@ class SAMLP(torch.nn.Module):
         x = self.read(inputs.x)
         z_a, degree = self.structure_part(neighbors), self.table.degree(neighbors)
         streams = self._streams(x, z_a, degree)
-        probability, answer = streams.logits.softmax(1).max(1)
-        rows, ids, weights = entry_rows(neighbors), neighbors.col_indices(), neighbors.values()
-        total = self.table.bag(neighbors)
-        change = torch.empty_like(weights)
-        for entries in torch.split(torch.arange(len(ids)), EXPLAINED_AT_ONCE):
-            row, weight = rows[entries], weights[entries]
-            left = total[row] - weight.unsqueeze(1) * self.table.rows(ids[entries])
-            left_degree = degree[row] - weight * self.table.knows(ids[entries])
-            without = self._streams(
-                take_rows(x, row),
-                self._normalised(left, left_degree) + self.structure_bias,
-                left_degree,
-            )
-            remaining = without.logits.softmax(1).gather(1, answer[row].unsqueeze(1)).squeeze(1)
-            change[entries] = probability[row] - remaining
-        return Explanation(
-            streams.logits, streams.gate.squeeze(1), streams.share, with_values(neighbors, change)
-        )
+
+        def without(row: Tensor, total: Tensor, degree: Tensor) -> Tensor:
+            z_a = self._normalised(total, degree) + self.structure_bias
+            return self._streams(take_rows(x, row), z_a, degree).logits
+
+        effects = effects_of_neighbors(self.table, neighbors, streams.logits, without)
+        return Explanation(streams.logits, streams.gate.squeeze(1), streams.share, effects)
 
     # what training calls
 
@@ -540,12 +532,7 @@ class SAMLP(torch.nn.Module):
 
     def _normalised(self, total: Tensor, degree: Tensor) -> Tensor:
         """Sums ``[B, h]`` over neighbours as ``adj_norm`` wants them."""
-        power = DEGREE_POWER[self.adj_norm]
-        if power == 0:
-            return total
-        normalised = total / degree.clamp_min(1e-12).pow(power).unsqueeze(1)
-        # rounding that is left over where the last edge went would be divided by next to nothing
-        return torch.where((degree > 0).unsqueeze(1), normalised, 0.0)
+        return divided_by_degree(total, degree, DEGREE_POWER[self.adj_norm])
 
     def __repr__(self) -> str:
         return (

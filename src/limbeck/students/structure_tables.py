@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import OptionError
-from limbeck.graphs.sparse import csr_tensor, is_csr, take_rows
+from limbeck.graphs.sparse import csr_tensor, is_csr, take_rows, with_values
 from limbeck.students.inputs import NodeInputs
 
 HASH_PRIME = 2**31 - 1
@@ -18,6 +19,9 @@ HASH_PRIME = 2**31 - 1
 
 ADAGRAD_EPSILON = 1e-10
 """As in :class:`torch.optim.Adagrad`."""
+
+EXPLAINED_AT_ONCE = 4096
+"""Neighbours whose removal is tried in one pass."""
 
 
 class StructureTable(torch.nn.Module, ABC):
@@ -252,9 +256,17 @@ class TiedTable(StructureTable):
             They are not part of the state.
         channels: Width ``h`` of a row.
         init_std: As for :class:`StructureTable`, of the map; ``None`` for ``torch.nn.Linear``'s.
+        corrected: Whether rows have corrections.
     """
 
-    def __init__(self, features: Tensor, channels: int, init_std: float | None = None) -> None:
+    def __init__(
+        self,
+        features: Tensor,
+        channels: int,
+        init_std: float | None = None,
+        *,
+        corrected: bool = True,
+    ) -> None:
         super().__init__(len(features), channels, init_std)
         self.feature_channels = int(features.shape[1])
         self.init_std = init_std
@@ -270,7 +282,9 @@ class TiedTable(StructureTable):
         self.register_buffer("indptr", indptr, persistent=False)
         self.register_buffer("indices", indices, persistent=False)
         self.map = torch.nn.Linear(self.feature_channels, channels, bias=False)
-        self.correction = torch.nn.Parameter(torch.empty(self.num_columns, channels))
+        self.correction = (
+            torch.nn.Parameter(torch.empty(self.num_columns, channels)) if corrected else None
+        )
         self.reset_parameters()
 
     @property
@@ -286,11 +300,13 @@ class TiedTable(StructureTable):
         self.map.reset_parameters()
         if self.init_std is not None:
             torch.nn.init.uniform_(self.map.weight, -self.bound, self.bound)
-        torch.nn.init.zeros_(self.correction)
+        if self.correction is not None:
+            torch.nn.init.zeros_(self.correction)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows ``[n, h]`` of the columns ``ids`` (int64 ``[n]``)."""
-        return self.new_rows(take_rows(self.features, ids)) + self.correction[ids]
+        rows = self.new_rows(take_rows(self.features, ids))
+        return rows if self.correction is None else rows + self.correction[ids]
 
     def new_rows(self, x: Tensor) -> Tensor:
         """Rows ``[n, h]`` of nodes that came later, from their features ``[n, F]``."""
@@ -325,6 +341,53 @@ def neighbors_of(inputs: NodeInputs, reader: str) -> Tensor:
             "each node, empty where it has no edges."
         )
     return inputs.neighbors
+
+
+def divided_by_degree(total: Tensor, degree: Tensor, power: float) -> Tensor:
+    """Sums over neighbours ``[B, h]`` divided by a power of the degree; zeros where that is 0.
+
+    Args:
+        total: The sums ``[B, h]``.
+        degree: Known degrees ``[B]``.
+        power: 0 leaves the sums as they are, also where the degree is 0.
+    """
+    if power == 0:
+        return total
+    divided = total / degree.clamp_min(1e-12).pow(power).unsqueeze(1)
+    # rounding that is left over where the last edge went would be divided by next to nothing
+    return torch.where((degree > 0).unsqueeze(1), divided, 0.0)
+
+
+def effects_of_neighbors(
+    table: StructureTable,
+    neighbors: Tensor,
+    logits: Tensor,
+    answer: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """How much each neighbour moved the answer, by taking it away by itself.
+
+    Args:
+        table: What neighbours tell.
+        neighbors: CSR ``[B, N]``.
+        logits: The answers with all neighbours, ``[B, C]``.
+        answer: Gives the logits ``[n, C]`` of some nodes from their places among the ``B`` (int64
+            ``[n]``), the sums over their neighbours ``[n, h]`` and their known degrees ``[n]``.
+
+    Returns:
+        CSR ``[B, N]`` with the entries of ``neighbors``. A value is how much more probable the
+        class answered is than it would be without that neighbour, −1 to 1.
+    """
+    probability, answered = logits.softmax(1).max(1)
+    rows, ids, weights = entry_rows(neighbors), neighbors.col_indices(), neighbors.values()
+    total, degree = table.bag(neighbors), table.degree(neighbors)
+    change = torch.empty_like(weights)
+    for entries in torch.split(torch.arange(len(ids)), EXPLAINED_AT_ONCE):
+        row, weight = rows[entries], weights[entries]
+        left = total[row] - weight.unsqueeze(1) * table.rows(ids[entries])
+        left_degree = degree[row] - weight * table.knows(ids[entries])
+        without = answer(row, left, left_degree).softmax(1)
+        change[entries] = probability[row] - without.gather(1, answered[row, None]).squeeze(1)
+    return with_values(neighbors, change)
 
 
 def entry_rows(neighbors: Tensor) -> Tensor:

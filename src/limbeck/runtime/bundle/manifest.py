@@ -35,7 +35,12 @@ LONE_CHAINS = ("lone_encoder", "lone_from_structure", "lone_from_features")
 PREDICTOR_CHAIN = "predictor"
 SUM_CHAINS = ("encoder", "from_sum")
 """Chains of layers of a student that adds what neighbours contribute to what features do: the
-encoder of features, and what reads the sum behind a ReLU."""
+encoder of features, and what reads the sum behind a ReLU. A norm of the encoder's last layer is
+taken of the sum."""
+
+LONE_SUM_CHAINS = ("lone_encoder", "lone_from_sum")
+"""The same of the network of nodes without neighbours, on features, if there is one."""
+
 BANDS_CHAINS = ("encoder", "re_encoder", "from_features")
 """Chains of layers of a student that reads bands: its features' encoder, what stands between two
 layers that weigh bands, if there are two, and the features' head."""
@@ -157,8 +162,9 @@ class FoldedEntry:
 
     Args:
         chains: Its layers: the chain ``"student"``, or those that :data:`HEAD_CHAINS` and
-            :data:`LONE_CHAINS` name and ``"predictor"``, those of :data:`SUM_CHAINS`, or, of a
-            student that reads bands, those of :attr:`FoldedBands.chains`.
+            :data:`LONE_CHAINS` name and ``"predictor"``, those of :data:`SUM_CHAINS` and
+            :data:`LONE_SUM_CHAINS`, or, of a student that reads bands, those of
+            :attr:`FoldedBands.chains`.
         heads: Of a student that weighs neighbours with a gate: its head, and perhaps one of its
             own for nodes without any.
         scaled: Whether features are standardised before, by ``folded_mean`` and
@@ -226,6 +232,8 @@ class StructureEntry:
         agreement: Share of the known nodes whose class is that of the table as it was trained.
         gated: Whether neighbours and features give an answer each, which a gate weighs; otherwise
             what they contribute is added before the first ReLU, and there is one answer.
+        lone: Whether a student without a gate has another network, on features, for nodes without
+            known neighbours.
     """
 
     width: int
@@ -234,6 +242,7 @@ class StructureEntry:
     table_dtype: str
     agreement: float
     gated: bool = True
+    lone: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from limbeck.runtime.bundle.manifest import (
     INPUTS,
     LABELS_FORMAT,
     LONE_CHAINS,
+    LONE_SUM_CHAINS,
     MANIFEST,
     MODEL,
     MOST_BANDS,
@@ -237,7 +238,10 @@ def _parse_structure(top: _Fields) -> StructureEntry:
     agreement = fields.number("agreement", 0.0, 1.0)
     # bundles older than students without a gate do not say that theirs have one
     gated = fields.get("gated", bool) if "gated" in fields.document else True
-    return StructureEntry(fields.count("width", 1), power, blend, dtype, agreement, gated)
+    lone = fields.get("lone", bool) if "lone" in fields.document else False
+    if lone and gated:
+        raise fields.wrong("lone", "false where a gate weighs neighbors")
+    return StructureEntry(fields.count("width", 1), power, blend, dtype, agreement, gated, lone)
 
 
 def _parse_bands(top: _Fields, files: Mapping[str, FileEntry]) -> BandsEntry:
@@ -327,8 +331,7 @@ def _parse_folded(
         features = sum(entry.width for entry in inputs)
         ends = {STUDENT_CHAIN: (features, classes)}
     else:
-        names = {*(HEAD_CHAINS if gated else SUM_CHAINS), *(LONE_CHAINS if heads[1:] else ())}
-        names |= {PREDICTOR_CHAIN} & set(chains.document) if gated else set()
+        names = _chains_of_readers(structure, len(heads), chains)
         ends = dict.fromkeys(names, (structure.width, classes))
         ends |= dict.fromkeys(
             names & {HEAD_CHAINS[0], SUM_CHAINS[0], LONE_CHAINS[0], PREDICTOR_CHAIN},
@@ -336,12 +339,26 @@ def _parse_folded(
         )
     if set(chains.document) != names:
         raise fields.wrong("chains", f"an object with {', '.join(sorted(names))}")
+    parsed = {name: _parse_chain(chains, name, *ends[name]) for name in sorted(names)}
+    if structure is not None and not gated:
+        for name in names & {SUM_CHAINS[0], LONE_SUM_CHAINS[0]}:
+            last = parsed[name][-1]
+            if last.relu or last.norm == "behind relu":
+                raise chains.wrong(name, "a list of layers, the last without a ReLU")
     return FoldedEntry(
-        {name: _parse_chain(chains, name, *ends[name]) for name in sorted(names)},
+        parsed,
         heads,
         fields.get("scaled", bool),
         fields.get("unit_sum", bool),
     )
+
+
+def _chains_of_readers(structure: StructureEntry, heads: int, chains: _Fields) -> set[str]:
+    """Names of the chains that a student has which reads neighbours."""
+    if not structure.gated:
+        return {*SUM_CHAINS, *(LONE_SUM_CHAINS if structure.lone else ())}
+    names = {*HEAD_CHAINS, *(LONE_CHAINS if heads > 1 else ())}
+    return names | ({PREDICTOR_CHAIN} & set(chains.document))
 
 
 def _parse_folded_bands(

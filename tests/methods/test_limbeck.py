@@ -1,0 +1,191 @@
+"""Limbeck's own student: what a neighbour tells is heard, what a node would tell itself is not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from limbeck.errors import OptionError, TeacherError
+from limbeck.evaluation.protocol import Run, distill
+from limbeck.graphs.sparse import take_rows
+from limbeck.graphs.view import View, make_view
+from limbeck.methods.glnn import GLNN
+from limbeck.methods.limbeck import Limbeck
+from limbeck.students import NodeInputs
+from limbeck.students.neighbor_mlp import NeighborMLP
+from limbeck.students.structure_tables import FullTable, TiedTable
+from limbeck.teachers import knowledge_from
+from limbeck.teachers.knowledge import FittedTeacher
+from limbeck.testing import check_method, small_graph
+from limbeck.training.loop import Checkpoint, seeded
+
+OPTIONS: dict[str, Any] = {"hidden_channels": 16, "max_epochs": 5, "dropout": 0.2}
+SMALL = Limbeck(**OPTIONS, encoding="spectral", dim=4)
+
+
+def viewed() -> tuple[View, FittedTeacher]:
+    """A view of a graph of which two observed nodes have no edges, and what a teacher says."""
+    graph = small_graph()
+    ends = graph.edge_index
+    graph.edge_index = ends[:, (ends != 0).all(0) & (ends != 1).all(0)]
+    view = make_view(graph, "inductive", 0)
+    generator = torch.Generator().manual_seed(0)
+    return view, knowledge_from(torch.randn(120, 3, generator=generator)).fitted(view)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    view, teacher = viewed()
+    return distill(view, teacher, SMALL, 0)
+
+
+def test_conforms_with_all_that_can_be_told() -> None:
+    told = ("answers", "positions", "features", "rows")
+    check_method(SMALL.replace(told=told, norm="batch", label_weight=0.3, batch_size=32))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_nodes_without_neighbours_are_answered_by_glnn(norm: str) -> None:
+    view, teacher = viewed()
+    ours = distill(view, teacher, SMALL.replace(norm=norm), 0)
+    glnn = distill(view, teacher, GLNN(**OPTIONS, norm=norm), 0)
+    assert torch.equal(ours.answers.isolated, glnn.answers.isolated)
+    assert isinstance(ours.student, NeighborMLP)
+    state = glnn.student.state_dict()
+    assert all(torch.equal(v, state[name]) for name, v in ours.student.alone.state_dict().items())
+    assert all(parameter.requires_grad for parameter in ours.student.parameters())
+    assert not torch.equal(ours.answers.unseen, glnn.answers.unseen)
+    assert len(ours.history.loss) == 10  # both trainings
+    known = ours.inputs.observed.neighbors
+    assert known is not None
+    lone = (known.crow_indices().diff() == 0).nonzero().flatten()
+    assert len(lone) > 0
+    torch.testing.assert_close(ours.answers.observed[lone], glnn.answers.observed[lone])
+
+
+def test_nobody_tells_of_himself(run: Run) -> None:
+    student, known = run.student, run.inputs.observed
+    assert isinstance(student, NeighborMLP)
+    assert isinstance(student.table, TiedTable)
+    assert known.neighbors is not None
+    rows = known.neighbors.to_dense()
+    node = int(rows.sum(1).argmax())
+    assert rows[node, node] == 0
+    with torch.no_grad():
+        before = student(known)
+        told = student.table.values[node].clone()
+        student.table.values[node] += 5.0  # another answer, another place
+        after = student(known)
+        student.table.values[node] = told
+    changed = (before != after).any(1)
+    assert not changed[node]
+    hears = rows[:, node] > 0
+    assert bool(changed.any())
+    assert not bool((changed & ~hears).any())
+
+
+def test_another_neighbour_is_another_answer(run: Run) -> None:
+    known = run.inputs.observed
+    assert known.neighbors is not None
+    rows = known.neighbors.to_dense()
+    degree = rows.sum(1)
+    first, second = degree.argsort(descending=True)[:2].tolist()
+    swapped = take_rows(known.neighbors, torch.tensor([second]))
+    x = take_rows(known.x, torch.tensor([first]))
+    with torch.no_grad():
+        own = run.student(known.take(torch.tensor([first])))
+        theirs = run.student(NodeInputs(x, neighbors=swapped))
+    assert not torch.allclose(own, theirs)
+
+
+@pytest.mark.parametrize(
+    ("told", "width"),
+    [
+        (("answers",), 3),
+        (("positions",), 4),
+        (("features",), 12),
+        (("answers", "positions"), 7),
+        (("positions", "answers", "features"), 19),
+    ],
+)
+def test_what_is_told(told: tuple[str, ...], width: int) -> None:
+    view, teacher = viewed()
+    method = SMALL.replace(told=told)
+    table = method.build_table(view, view.observed.x, teacher.knowledge)
+    assert isinstance(table, TiedTable)
+    assert table.features.shape == (view.num_observed, width)
+    assert table.correction is None
+    if "answers" in told:
+        torch.testing.assert_close(table.features[:, :3], teacher.knowledge.logits.softmax(1))
+    if told == ("positions",):
+        torch.testing.assert_close(table.features.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+        torch.testing.assert_close(table.features.std(0), torch.ones(4))
+
+
+def test_rows_are_learnt_for_each_node() -> None:
+    view, teacher = viewed()
+    alone = SMALL.replace(told=("rows",)).build_table(view, view.observed.x, teacher.knowledge)
+    assert isinstance(alone, FullTable)
+    both = SMALL.replace(told=("answers", "rows")).build_table(
+        view, view.observed.x, teacher.knowledge
+    )
+    assert isinstance(both, TiedTable)
+    assert both.correction is not None
+    assert both.correction.shape == (view.num_observed, 16)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, teacher = viewed()
+    with seeded(0):
+        whole = SMALL.distill(view, teacher.knowledge).student.state_dict()
+    checkpoint = Checkpoint(tmp_path / "run.pt", "run", every_seconds=0.0)
+    losses, epochs = Limbeck.losses, []
+
+    def interrupted(self: Limbeck, student: Any, *rest: Any) -> Any:
+        of_epoch = losses(self, student, *rest)
+
+        def stopping(epoch: int) -> Any:
+            if isinstance(student, NeighborMLP):
+                epochs.append(epoch)
+                if epoch == 4:
+                    raise KeyboardInterrupt
+            return of_epoch(epoch)
+
+        return stopping
+
+    monkeypatch.setattr(Limbeck, "losses", interrupted)
+    with pytest.raises(KeyboardInterrupt), seeded(0):
+        SMALL.distill(view, teacher.knowledge, checkpoint=checkpoint)
+    monkeypatch.undo()
+    assert epochs == [0, 1, 2, 3, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["run-among-neighbours.pt"]
+    with seeded(0):
+        resumed = SMALL.distill(view, teacher.knowledge, checkpoint=checkpoint).student.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"told": ()}, "told"),
+        ({"told": ("answers", "answers")}, "each part may be named once"),
+        ({"told": ("gossip",)}, "told"),
+        ({"adj_norm": "column"}, "adj_norm"),
+        ({"num_layers": 1}, "num_layers"),
+        ({"dim": 0}, "dim"),
+        ({"neighbor_dropout": 0.5}, "neighbor_dropout"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message) as raised:
+        Limbeck(**options)
+    assert "\n" not in str(raised.value)
+
+
+def test_needs_a_teacher() -> None:
+    view, _ = viewed()
+    with pytest.raises(TeacherError, match="method 'limbeck' learns from a teacher: give one"):
+        distill(view, None, SMALL)
