@@ -13,7 +13,7 @@ from torch_geometric.nn import GCN2Conv
 from limbeck.graphs.adjacency import symmetric_adjacency
 from limbeck.graphs.sparse import product
 from limbeck.graphs.view import View
-from limbeck.students.mlp import Exposed, input_dropout
+from limbeck.students.mlp import Exposed, dropout, input_dropout, linear_of_inputs
 from limbeck.teachers.base import (
     GNN,
     ExposedState,
@@ -102,14 +102,19 @@ class GCNII(GNN):
         Hidden are those of the graph layers, not the linear map in front of them.
         """
         outputs: dict[str, Tensor] = {}
-        h = h0 = F.relu(self.first(input_dropout(x, self.input_dropout, self.training)))
+        x = input_dropout(x, self.input_dropout, self.training)
+        h = h0 = F.relu(linear_of_inputs(self.first, x, None))
         for i, conv in enumerate(self.convs):
-            h = F.dropout(h, self.dropout, self.training)
+            h = self._dropped(h)
             before = conv(h, h0, adj)
             h = F.relu(before)
             outputs[f"hidden{i + 1}"] = exposed_state(before, h, self.exposed)
-        outputs["logits"] = self.last(F.dropout(h, self.dropout, self.training))
+        outputs["logits"] = self.last(self._dropped(h))
         return outputs
+
+    def _dropped(self, h: Tensor) -> Tensor:
+        # at 64 layers PyTorch's own dropout takes a third of the training
+        return dropout(h, self.dropout) if self.training and self.dropout > 0 else h
 
 
 class GCNIIOptions(TeacherOptions):
