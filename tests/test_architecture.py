@@ -16,19 +16,21 @@ ALLOWED = {
     "errors": set(),
     "features": {"errors"},
     "table_files": {"errors"},
+    "files": {"errors"},
     "registry": {"errors"},
-    "graphs": {"errors", "features", "table_files"},
-    "training": {"errors", "graphs"},
+    "graphs": {"errors", "features", "files", "table_files"},
+    "training": {"errors", "files", "graphs"},
     "students": {"errors", "graphs", "training"},
-    "teachers": {"errors", "graphs", "training", "students", "registry"},
+    "teachers": {"errors", "files", "graphs", "training", "students", "registry"},
     "methods": {"errors", "graphs", "training", "students", "teachers", "registry"},
     "runtime": {"errors", "features"},
     "scoring": {"errors", "features", "table_files", "runtime"},
-    "serving": {"errors", "features", "table_files", "runtime"},
+    "serving": {"errors", "features", "files", "table_files", "runtime"},
     "export": {"errors", "graphs", "students", "teachers", "runtime"},
     "evaluation": {
         "errors",
         "features",
+        "files",
         "graphs",
         "training",
         "students",
@@ -38,7 +40,7 @@ ALLOWED = {
         "runtime",
         "registry",
     },
-    "reports": {"errors", "graphs", "evaluation"},
+    "reports": {"errors", "files", "graphs", "evaluation"},
     "testing": {
         "errors",
         "graphs",
@@ -52,7 +54,7 @@ ALLOWED = {
     },
 }
 
-ANSWERING = ("errors", "features", "table_files", "runtime", "scoring", "serving")
+ANSWERING = ("errors", "features", "files", "table_files", "runtime", "scoring", "serving")
 
 
 def room_of(module: str) -> str:

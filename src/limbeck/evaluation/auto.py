@@ -51,6 +51,7 @@ from limbeck.evaluation.choice import (
 )
 from limbeck.evaluation.metrics import agreement
 from limbeck.evaluation.protocol import Run, distill
+from limbeck.files import appearing_whole
 from limbeck.graphs.view import View
 from limbeck.methods import Method, make_method
 from limbeck.methods.base import PositiveInt
@@ -332,9 +333,8 @@ class _Search:
         self.say(f"searched for {time.monotonic() - started:.1f} s: {made.reason}")
         if self.auto.folder is not None:
             text = json.dumps(made.to_dict(), indent=2, ensure_ascii=False)
-            aside = self.auto.folder / f"{CHOICE}.{os.getpid()}.part"
-            aside.write_text(text, encoding="utf-8")
-            os.replace(aside, self.auto.folder / CHOICE)
+            with appearing_whole(self.auto.folder / CHOICE) as aside:
+                aside.write_text(text, encoding="utf-8")
         return made
 
     # --- candidates ---------------------------------------------------------------------------

@@ -41,6 +41,7 @@ from limbeck.evaluation.routing import routes, routing_diagnostics
 from limbeck.evaluation.teachers_by_degree import teachers_by_degree
 from limbeck.evaluation.tune import Case, best_candidate, candidates
 from limbeck.evaluation.visible import diagnostics, reliabilities, training_curve
+from limbeck.files import appearing_whole
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.view import View, make_view
 from limbeck.methods import Method
@@ -574,16 +575,10 @@ def _write_cell(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
-    aside = path.with_suffix(f".{os.getpid()}.part")
-    try:
+    with appearing_whole(path) as aside:
         pq.write_table(table, aside)
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}).") from None
 
 
 def _write_text(path: Path, text: str) -> None:
-    aside = path.with_suffix(f".{os.getpid()}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    with appearing_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")

@@ -26,6 +26,9 @@ from filelock import FileLock
 
 from limbeck.errors import GraphError, OutputError
 
+MAKE_ROOM = "free or unlock it, or set LIMBECK_CACHE to a folder that can"
+"""What to do about a cache that cannot be written."""
+
 # What the system says when a place cannot be written; any other failure is not the cache's.
 _UNWRITABLE = {
     errno.EACCES,
@@ -69,7 +72,7 @@ def cached_root(name: str, root: Path | None, raw: str, process: Callable[[Path]
     entry = folder / f"{name}-{_key(root, files)}"
     if entry.is_dir():  # an entry in place is whole: no need for the lock, or for a writable cache
         return entry
-    with _writing(folder):
+    with writing_cache(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
             if not entry.is_dir():
@@ -127,13 +130,17 @@ def is_unwritable(error: BaseException) -> bool:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing_cache(folder: Path) -> Iterator[None]:
+    """Turn what the system says of a cache that cannot be written into a sentence.
+
+    Raises:
+        OutputError: Names the folder.
+    """
     try:
         yield
     except OSError as error:
         if not is_unwritable(error):
             raise
         raise OutputError(
-            f"the cache {folder} cannot be written ({error.strerror}): free or unlock it, or set "
-            "LIMBECK_CACHE to a folder that can."
+            f"the cache {folder} cannot be written ({error.strerror}): {MAKE_ROOM}."
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow.parquet
 import torch
 
 from limbeck.errors import OutputError
+from limbeck.files import appearing_whole
 from limbeck.graphs.view import View
 from limbeck.table_files import FORMATS
 
@@ -44,14 +44,8 @@ def write_edges(view: View, path: Path, notes: dict[str, Any] | None = None) -> 
         "arrow": pyarrow.feather.write_feather,
         "csv": pyarrow.csv.write_csv,
     }[FORMATS[path.suffix.lower()]]
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with appearing_whole(path) as aside:
         write(table, aside)
-        os.replace(aside, path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}).") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def check_table_path(path: Path) -> None:

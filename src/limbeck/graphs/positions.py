@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -43,7 +42,8 @@ from torch_geometric.utils import (
 )
 
 from limbeck.errors import GraphError, OptionError, missing_extra, unknown_name
-from limbeck.graphs.cache import _writing, cache_folder
+from limbeck.files import appearing_whole
+from limbeck.graphs.cache import MAKE_ROOM, cache_folder, writing_cache
 from limbeck.graphs.view import View
 
 Encoding = Literal["spectral", "deepwalk"]
@@ -549,15 +549,15 @@ def _cached(key: str, shape: tuple[int, int], compute: Callable[[], Tensor]) -> 
     if stored is not None:
         return stored
     lock = FileLock(path.with_suffix(".lock"))
-    with _writing(folder):
+    with writing_cache(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:
         stored = _read(path, shape)
         if stored is None:
             stored = compute()
-            with _writing(folder):
-                _write(path, stored)
+            with appearing_whole(path, MAKE_ROOM) as aside, aside.open("wb") as stream:
+                np.save(stream, stored.numpy())
         return stored
     finally:
         lock.release()
@@ -571,13 +571,3 @@ def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
         return None
     whole = positions.shape == shape and positions.dtype == np.float32
     return torch.from_numpy(positions) if whole else None
-
-
-def _write(path: Path, positions: Tensor) -> None:
-    aside = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with aside.open("wb") as stream:
-            np.save(stream, positions.numpy())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

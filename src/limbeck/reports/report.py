@@ -28,6 +28,7 @@ from limbeck.evaluation.compare import (
     standings,
 )
 from limbeck.evaluation.published import beside
+from limbeck.files import appearing_whole
 from limbeck.reports.ranks import ranks_svg
 from limbeck.reports.runs import Row, Runs, read_runs
 from limbeck.reports.tables import SELECTION_RULE, critical_note
@@ -118,13 +119,8 @@ def write_report(
     if target.is_dir():
         raise OutputError(f"{target} is a folder: name a file for the report, such as report.html.")
     page = render_report(read_runs([Path(path) for path in runs]), title)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with appearing_whole(target) as aside:
         aside.write_text(page, encoding="utf-8")
-        os.replace(aside, target)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"{target} cannot be written ({error.strerror or error}).") from None
     return target
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limbeck.errors import LimbeckError, OptionError, nearest_name
+from limbeck.files import appearing_whole
 from limbeck.runtime import BundledStudent, OverlaidStudent, bundle_digest, load_bundle
 from limbeck.runtime.changes import is_redis
 from limbeck.serving.batching import Batcher
@@ -305,9 +305,8 @@ class Models:
         return {name: ModelPlan(**fields) for name, fields in plans.items()}
 
     def _write(self, plans: dict[str, ModelPlan]) -> None:
-        new = self._plan_path.with_suffix(".new")
-        new.write_text(json.dumps({name: vars(plan) for name, plan in plans.items()}))
-        os.replace(new, self._plan_path)
+        with appearing_whole(self._plan_path) as aside:
+            aside.write_text(json.dumps({name: vars(plan) for name, plan in plans.items()}))
 
     @contextmanager
     def _locked(self) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import zipfile
 from dataclasses import replace
@@ -14,8 +13,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from limbeck.errors import OptionError, OutputError
-from limbeck.graphs.cache import cache_folder
+from limbeck.errors import OptionError
+from limbeck.files import appearing_whole
+from limbeck.graphs.cache import MAKE_ROOM, cache_folder, writing_cache
 from limbeck.teachers.knowledge import Answers, Knowledge
 
 # Part of every key: raise it when training or the stored form changes.
@@ -50,13 +50,8 @@ class TeacherCache:
 
     def lock(self, key: str) -> FileLock:
         """Lock under which a key is trained, so that two processes do not train it twice."""
-        try:
+        with writing_cache(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"the cache folder {self.folder} cannot be written ({error.strerror}): set "
-                "LIMBECK_CACHE to a folder that can."
-            ) from None
         return FileLock(self.folder / f"{key}.lock")
 
     def load(self, key: str) -> dict[str, Any] | None:
@@ -104,16 +99,8 @@ class TeacherCache:
             "state": state,
             "train_seconds": train_seconds,
         }
-        aside = self.path(key).with_suffix(f".{os.getpid()}.part")
-        try:
-            torch.save(record, aside)
-            os.replace(aside, self.path(key))
-        except (OSError, RuntimeError) as error:
-            aside.unlink(missing_ok=True)
-            raise OutputError(
-                f"the teacher could not be stored under {self.folder} ({error}): make room there "
-                "or set LIMBECK_CACHE to another folder."
-            ) from None
+        with appearing_whole(self.path(key), MAKE_ROOM) as aside, aside.open("wb") as stream:
+            torch.save(record, stream)
 
 
 def _shallow(record: Knowledge | Answers) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from limbeck.errors import OptionError
+from limbeck.files import appearing_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -263,9 +263,9 @@ def _save(
         "rng": torch.get_rng_state(),
     }
     checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
-    aside = checkpoint.path.with_suffix(f".{os.getpid()}.part")
-    torch.save(state, aside)
-    os.replace(aside, checkpoint.path)
+    # to a stream, for torch's own writer says nothing that makes sense of a full disk
+    with appearing_whole(checkpoint.path) as aside, aside.open("wb") as stream:
+        torch.save(state, stream)
 
 
 def _load(checkpoint: Checkpoint) -> dict[str, Any] | None:
