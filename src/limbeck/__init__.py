@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from limbeck.graphs.view import View
     from limbeck.graphs.view import make_view as view
     from limbeck.methods import Method, make_method
+    from limbeck.runtime.loading import load_bundle as load
     from limbeck.runtime.predictor import BundledStudent
-    from limbeck.runtime.predictor import load_bundle as load
     from limbeck.teachers.fit import fit_teacher
     from limbeck.teachers.own import Teacher, knowledge_from
 
@@ -28,7 +28,7 @@ _NAMES = {
     "distill": "limbeck.evaluation.protocol:distill",
     "fit_teacher": "limbeck.teachers.fit:fit_teacher",
     "knowledge_from": "limbeck.teachers.own:knowledge_from",
-    "load": "limbeck.runtime.predictor:load_bundle",
+    "load": "limbeck.runtime.loading:load_bundle",
     "load_graph": "limbeck.graphs.load:load_graph",
     "make_method": "limbeck.methods:make_method",
     "profile_graph": "limbeck.graphs.profile:profile_graph",

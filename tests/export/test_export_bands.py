@@ -19,7 +19,7 @@ from limbeck.export.bands import export_bands
 from limbeck.export.compiled import compile_bands
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import to_csr
-from limbeck.runtime import BandExplanation, BundledStudent, measure_latency, predictor
+from limbeck.runtime import BandExplanation, BundledStudent, loading, measure_latency
 from limbeck.runtime.bundle import parse_manifest
 from limbeck.runtime.kernel import OnnxKernel
 from limbeck.runtime.native import (
@@ -270,7 +270,7 @@ def test_with_and_without_kernels(
     torch.manual_seed(0)
     student = STUDENTS[name]().eval()
     inputs = make_inputs(student)
-    monkeypatch.setattr(predictor, "HAS_KERNELS", with_kernels)
+    monkeypatch.setattr(loading, "HAS_KERNELS", with_kernels)
     loaded = load(tmp_path, student, inputs)
     kind = NativeKernel if with_kernels else OnnxKernel
     assert isinstance(loaded.kernel, kind)

@@ -20,9 +20,9 @@ from limbeck.runtime import (
     BundledStudent,
     StructureExplanation,
     load_bundle,
+    loading,
     measure_latency,
     open_bundle,
-    predictor,
 )
 from limbeck.runtime.bundle import MODEL, parse_manifest
 from limbeck.runtime.explain import reasons_of
@@ -166,7 +166,7 @@ def test_any_table_and_scaling(
     scaling = (mean, torch.linspace(0.5, 2, WIDTH)) if scaled else None
     student, inputs = build(tables().get(table)), known_nodes(sparse=sparse)
     path = export(tmp_path / "student", student, inputs, scaling=scaling)
-    monkeypatch.setattr(predictor, "HAS_KERNELS", with_kernels)
+    monkeypatch.setattr(loading, "HAS_KERNELS", with_kernels)
     loaded = load_bundle(path)
     assert isinstance(loaded.kernel, NativeKernel) == with_kernels
     x = inputs.x.to_dense()
@@ -299,6 +299,6 @@ def test_a_model_with_a_gate_is_not_that_of_a_student_without(tmp_path: Path) ->
     manifest = open_bundle(path).manifest
     assert manifest.structure is not None
     wrong = replace(manifest, structure=replace(manifest.structure, gated=True))
-    gated = predictor.make_kernel(wrong, (path / MODEL).read_bytes(), path / MODEL, None)
+    gated = loading.make_kernel(wrong, (path / MODEL).read_bytes(), path / MODEL, None)
     with pytest.raises(BundleError, match="must have logits .* gate"):
         gated(inputs.x.numpy())

@@ -23,9 +23,9 @@ from limbeck.runtime import (
     LiveStructure,
     StructureExplanation,
     load_bundle,
+    loading,
     measure_latency,
     open_bundle,
-    predictor,
 )
 from limbeck.runtime.native import HAS_KERNELS, NativeKernel
 from limbeck.runtime.structure import StructureStore
@@ -98,7 +98,7 @@ def test_the_runtime_answers_as_torch_does(
         pytest.skip("built without a C compiler")
     run = trained(sparse=sparse, **options)
     path = run.save(tmp_path / "student")
-    monkeypatch.setattr(predictor, "HAS_KERNELS", with_kernels)
+    monkeypatch.setattr(loading, "HAS_KERNELS", with_kernels)
     student = load_bundle(path)
     assert isinstance(student.kernel, NativeKernel) == with_kernels
     unseen = run.inputs.unseen
@@ -191,7 +191,7 @@ def test_a_request_in_the_callers_own_form_needs_no_general_way(
     path = run.save(tmp_path / "student")
     plain = load_bundle(path)
     with monkeypatch.context() as patch:
-        patch.setattr(predictor, "HAS_KERNELS", False)
+        patch.setattr(loading, "HAS_KERNELS", False)
         plain.kernel  # noqa: B018
     student = load_bundle(path, max_neighbors=90)
     unseen = run.inputs.unseen

@@ -15,7 +15,7 @@ from tiny_bundle import BIAS, WEIGHT, X, manifest_fields, tiny_parts
 
 import limbeck
 from limbeck.errors import BundleError, RequestError
-from limbeck.runtime import native, predictor
+from limbeck.runtime import loading, native
 from limbeck.runtime.kernel import softmax
 from limbeck.runtime.native import NativeKernel, layer_name
 
@@ -239,7 +239,7 @@ REQUESTS = [X, X.tolist(), sp.csr_matrix(X), ([0, 1, 2, 3, 3], [0, 1, 2], [1, 3,
 def test_a_bundle_answers_the_same_with_and_without_kernels(
     write_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, with_kernels: bool
 ) -> None:
-    for module in (native, predictor):
+    for module in (native, loading):
         monkeypatch.setattr(module, "HAS_KERNELS", with_kernels)
     student = limbeck.load(write_tiny(**folded_parts()))
     assert isinstance(student.kernel, NativeKernel) == with_kernels
@@ -268,7 +268,7 @@ def test_missing_kernels_are_told_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(predictor, "HAS_KERNELS", False)
+    monkeypatch.setattr(loading, "HAS_KERNELS", False)
     native.say_that_kernels_are_missing.cache_clear()
     path = write_tiny(**folded_parts())
     for _ in range(2):

@@ -36,7 +36,8 @@ from limbeck.features import ColumnEncoding, FeatureEncoder
 from limbeck.graphs.profile import distinct_edges, num_neighbors
 from limbeck.graphs.sparse import csr_tensor, is_csr, take_rows
 from limbeck.runtime.bundle import Bundle, StatisticsEntry, open_bundle
-from limbeck.runtime.predictor import BundledStudent, load_bundle
+from limbeck.runtime.loading import load_bundle
+from limbeck.runtime.predictor import BundledStudent
 from limbeck.teachers.own import LogitsTeacher
 
 Verdict = Literal["keep", "watch", "distil again"]

@@ -57,7 +57,7 @@ from limbeck.methods import Method, make_method
 from limbeck.methods.base import PositiveInt
 from limbeck.registry import names
 from limbeck.runtime.latency import measure_latency
-from limbeck.runtime.predictor import load_bundle
+from limbeck.runtime.loading import load_bundle
 from limbeck.teachers.knowledge import FittedTeacher
 from limbeck.training.options import Options
 

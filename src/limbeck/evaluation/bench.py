@@ -47,7 +47,7 @@ from limbeck.graphs.view import View, make_view
 from limbeck.methods import Method
 from limbeck.methods.layers import LayerMethod, ScopedMethod
 from limbeck.runtime.latency import measure_latency
-from limbeck.runtime.predictor import load_bundle
+from limbeck.runtime.loading import load_bundle
 from limbeck.students.fmlp import FMLP
 from limbeck.teachers.cache import TeacherCache
 from limbeck.teachers.fit import fit_teacher, teacher_options

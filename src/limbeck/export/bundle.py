@@ -63,14 +63,14 @@ from limbeck.runtime.bundle import (
     write_bundle,
 )
 from limbeck.runtime.kernel import SparseModel
-from limbeck.runtime.neighborhood import Neighborhood
-from limbeck.runtime.predictor import (
-    BundledStudent,
+from limbeck.runtime.loading import (
     fastest_kernel,
     make_ball_model,
     make_cold_kernel,
     make_kernel,
 )
+from limbeck.runtime.neighborhood import Neighborhood
+from limbeck.runtime.predictor import BundledStudent
 from limbeck.runtime.rows import CsrRows, Rows
 from limbeck.runtime.store import NodeStore, store_arrays
 from limbeck.runtime.structure import StructureStore

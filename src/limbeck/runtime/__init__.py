@@ -6,9 +6,10 @@ from limbeck.runtime.explain import BandExplanation, Effect, StructureExplanatio
 from limbeck.runtime.kernel import Routes
 from limbeck.runtime.latency import measure_latency
 from limbeck.runtime.live import LiveStructure
+from limbeck.runtime.loading import load_bundle
 from limbeck.runtime.overlaid import OverlaidStudent, Staleness
 from limbeck.runtime.overlay import Overlay
-from limbeck.runtime.predictor import BundledStudent, load_bundle
+from limbeck.runtime.predictor import BundledStudent
 from limbeck.runtime.store import NodeStore
 
 __all__ = [

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from limbeck.errors import BundleError, InputError
 from limbeck.runtime.bundle import MANIFEST
-from limbeck.runtime.predictor import BundledStudent, load_bundle
+from limbeck.runtime.loading import load_bundle
+from limbeck.runtime.predictor import BundledStudent
 from limbeck.scoring.parts import (
     ROW_GROUP_ROWS,
     InputFile,
