@@ -112,6 +112,23 @@ def test_best_students_that_tie_are_all_bold() -> None:
     assert "| 90.00 ± 0.00 | **50.00 ± 0.00** | **50.00 ± 0.00** |" in found
 
 
+def test_many_methods_are_rows() -> None:
+    names = [f"m{i}" for i in range(13)]
+    here = {name: [0.5, 0.7] for name in names[:-1]}
+    comparison = compare(
+        [*rows_of("cora", **here, m12=[0.6, 0.8]), *rows_of("texas", **here, m12=[0.2, 0.4])],
+        references=["m0"],
+    )
+
+    found = to_markdown(comparison)
+
+    assert "| method | cora, inductive | texas, inductive |" in found
+    assert "| seeds | 2 | 2 |" in found
+    assert "| m11 | 60.00 ± 10.00 | **60.00 ± 10.00** |" in found
+    assert "| m12 | **70.00 ± 10.00** | 30.00 ± 10.00 |" in found
+    assert "| m12 | +10.00 [" in found
+
+
 def test_a_bar_in_a_name_does_not_break_the_table() -> None:
     assert r"| a\|b | inductive |" in to_markdown(compare(rows_of("a|b", mlp=[0.5])))
 

@@ -25,6 +25,9 @@ SELECTION_RULE = (
     "checkpoint of best validation accuracy on the observed graph, ties to the later epoch; "
     "test nodes scored once"
 )
+MOST_COLUMNS = 12
+"""Methods that stand side by side in Markdown; more of them stand below one another."""
+
 _NOTHING = "–"
 _MARK = " †"
 _DEGENERATE = (
@@ -40,9 +43,9 @@ def to_markdown(comparison: Comparison) -> str:
         comparison: What :func:`limbeck.evaluation.compare.compare` found.
 
     Returns:
-        A heading and a table of means with the best student of each row in bold, a table of
+        A heading and a table of means with the best student of each cell in bold, a table of
         paired differences for each reference, and one of mean ranks and worst gaps; ends with a
-        newline.
+        newline. Up to :data:`MOST_COLUMNS` methods are columns, more of them rows.
     """
     header, rows = _means(comparison)
     best = _best(comparison)
@@ -51,15 +54,21 @@ def to_markdown(comparison: Comparison) -> str:
         for method in best[cell]:
             column = first + comparison.methods.index(method)
             row[column] = f"**{row[column]}**"
+    named = len(_name_header(_cells(comparison)))
+
+    def drawn(header: list[str], rows: list[list[str]]) -> str:
+        many = len(comparison.methods) > MOST_COLUMNS
+        return _markdown_table(*(_turned(header, rows, named) if many else (header, rows)))
+
     parts = [
         f"## {METRICS[comparison.metric].capitalize()} (%)",
-        _markdown_table(header, rows),
+        drawn(header, rows),
         *(f"*{line}*" for line in _notes(comparison)),
     ]
     for reference, differences in comparison.differences.items():
         parts += [
             f"### Difference to {reference} (percentage points)",
-            _markdown_table(*_differences(comparison, differences)),
+            drawn(*_differences(comparison, differences)),
             f"*{_interval_note(comparison)}*",
         ]
     parts.append("### Mean rank and worst gaps")
@@ -263,6 +272,14 @@ def _names(cell: Cell, cells: Sequence[Cell]) -> list[str]:
 
 def _many_teachers(cells: Sequence[Cell]) -> bool:
     return len({cell.teacher for cell in cells}) > 1
+
+
+def _turned(
+    header: list[str], rows: list[list[str]], named: int
+) -> tuple[list[str], list[list[str]]]:
+    """A table whose first ``named`` columns name its rows, with rows and columns swapped."""
+    turned = [[header[i], *(row[i] for row in rows)] for i in range(named, len(header))]
+    return ["method", *(", ".join(row[:named]) for row in rows)], turned
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
