@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from limbeck.teachers.knowledge import Answers, FittedTeacher, Knowledge, ask, w
 from limbeck.training.loop import Checkpoint, History, batches, fit, seeded
 from limbeck.training.options import preset
 from limbeck.training.sampler import NeighborSampler
-from limbeck.training.tasks import task_of
+from limbeck.training.tasks import ONE_CLASS, task_of
 
 PRESETS = Path(__file__).with_name("presets.yaml")
+
+logger = logging.getLogger(__name__)
 
 
 def teacher_options(name: str, graph: str, **changes: Any) -> TeacherOptions:
@@ -47,9 +50,8 @@ def fit_teacher(
     """Train a teacher on the observed graph of a view, or take it from the cache.
 
     The checkpoint with the best validation accuracy (micro-F1 for several labels per node) is
-    kept, ties go to the later epoch. What is
-    stored is keyed by the observed graph, the options and the seed, so all methods and all
-    settings with the same cut share it.
+    kept, ties go to the later epoch. What is stored is keyed by the observed graph, the options
+    and the seed, so all methods and all settings with the same cut share it.
 
     Args:
         view: What may be seen.
@@ -60,6 +62,8 @@ def fit_teacher(
             of large graphs; see :class:`~limbeck.teachers.cache.TeacherCache`.
         progress: Show a progress bar on stderr.
         **changes: Hyper-parameters that differ from the preset of this graph.
+
+    A teacher that is no better on validation nodes than the largest class is warned of.
 
     Raises:
         OptionError: Unknown teacher or option, or a value out of range.
@@ -81,15 +85,38 @@ def fit_teacher(
                 assert record is not None
     module.load_state_dict(record["state"])
     module.eval()
+    knowledge = Knowledge(**record["knowledge"])
+    _say_if_it_learnt_nothing(view, knowledge)
     return FittedTeacher(
         name=name,
-        knowledge=with_noise(Knowledge(**record["knowledge"]), module, view),
+        knowledge=with_noise(knowledge, module, view),
         answers=Answers(**record["answers"]),
         module=module,
         options=options.model_dump(),
         num_parameters=sum(p.numel() for p in module.parameters()),
         train_seconds=record["train_seconds"],
     )
+
+
+def _say_if_it_learnt_nothing(view: View, knowledge: Knowledge) -> None:
+    """Warn of a teacher that is no better than the answer that asks nothing of a node.
+
+    Students learn such a teacher's answers as faithfully as a good one's.
+    """
+    y = view.observed.y[view.val]
+    if task_of(y) is not ONE_CLASS:
+        return
+    right = int((knowledge.logits[view.val].argmax(1) == y).sum())
+    largest = int(y.bincount().max())
+    if right <= largest:
+        logger.warning(
+            "teacher %r is right on %.1f %% of the validation nodes, and the largest class alone "
+            "would be on %.1f %%: it has learnt nothing that shows; try another seed, learning "
+            "rate or teacher.",
+            knowledge.name,
+            100 * right / len(y),
+            100 * largest / len(y),
+        )
 
 
 def train(
