@@ -1,8 +1,6 @@
 """Framelet students: new nodes under each policy, and nodes whose soft labels were withheld.
 
     python benchmarks/framelet_students.py policies --out runs/framelet_policies.jsonl
-    python benchmarks/framelet_students.py policies chameleon actor pubmed --seeds 3 \
-        --out runs/framelet_policies.jsonl
     python benchmarks/framelet_students.py held --out runs/framelet_held.jsonl
     python benchmarks/framelet_students.py report runs/framelet_policies.jsonl \
         --out benchmarks/results/framelet_policies.md
