@@ -7,6 +7,7 @@ from limbeck.errors import OptionError
 from limbeck.graphs.sparse import to_csr
 from limbeck.students import MLP, NodeInputs
 from limbeck.students.inputs import no_neighbors
+from limbeck.students.mlp import Norm
 from limbeck.students.neighbor_mlp import NeighborMLP
 from limbeck.students.sa_mlp import AdjNorm
 from limbeck.students.structure_tables import FullTable
@@ -29,12 +30,9 @@ def given(*, sparse: bool = False) -> NodeInputs:
     return NodeInputs(to_csr(x) if sparse else x, neighbors=to_csr(rows))
 
 
-def build(norm: str = "none", num_layers: int = 2, adj_norm: AdjNorm = "row") -> NeighborMLP:
+def build(norm: Norm = "none", num_layers: int = 2, adj_norm: AdjNorm = "row") -> NeighborMLP:
     """A student in eval mode whose batch norms have seen something."""
-    among, alone = (
-        MLP(WIDTH, HIDDEN, CLASSES, num_layers, norm, 0.5)  # type: ignore[arg-type]
-        for _ in range(2)
-    )
+    among, alone = (MLP(WIDTH, HIDDEN, CLASSES, num_layers, norm, 0.5) for _ in range(2))
     student = NeighborMLP(among, alone, FullTable(COLUMNS, HIDDEN, init_std=0.5), adj_norm)
     with torch.no_grad():
         for _ in range(3):
@@ -68,7 +66,7 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
-def test_conforms(norm: str) -> None:
+def test_conforms(norm: Norm) -> None:
     check_student(build(norm, 3), given(sparse=norm == "none"), CLASSES)
 
 

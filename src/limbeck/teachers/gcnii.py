@@ -113,7 +113,7 @@ class GCNII(GNN):
         return outputs
 
     def _dropped(self, h: Tensor) -> Tensor:
-        # at 64 layers PyTorch's own dropout takes a third of the training
+        # at 64 layers PyTorch's own dropout takes a fifth of the training
         return dropout(h, self.dropout) if self.training and self.dropout > 0 else h
 
 
