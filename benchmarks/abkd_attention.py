@@ -1,6 +1,6 @@
 """Where ABKD's attention goes, whether it is the same for every seed, and what it is good for.
 
-    python benchmarks/abkd_attention.py [--seeds 10]
+    python benchmarks/abkd_attention.py --out runs/abkd_attention [--seeds 10]
 
 A GCNII of 64 layers and 64 channels teaches one of 4 layers and 8 channels on Cora. For each preset
 the page has the attention's entropy at the first and the last epoch (1: uniform), the share of
@@ -12,14 +12,17 @@ Then students as wide as their teacher, started from the teacher's layers (secti
 papers): student layer j takes the weights of the teacher layer that attends to it most, or of the
 last ones, or is drawn at random; test accuracy before and after training on labels. The attention
 is that of `abkd-robust` with `axis=teacher`, in which each student layer has one unit to spend over
-teacher layers: over a single student layer the papers' own softmax is constant. The page is written
-to benchmarks/results/abkd_attention.md.
+teacher layers: over a single student layer the papers' own softmax is constant. Each seed's figures
+are kept under --out, so the command can be stopped and started again; seeds may be shared out among
+processes (--first). The page is written to benchmarks/results/abkd_attention.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import platform
 import statistics
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from torch import Tensor
 
 import limbeck
 from limbeck.evaluation.metrics import accuracy
+from limbeck.files import appearing_whole
 from limbeck.methods import make_method
 from limbeck.methods.abkd import layer_sources, start_from_teacher
 from limbeck.methods.layers import teacher_outputs
@@ -39,9 +43,9 @@ from limbeck.training.loop import seeded
 
 RESULT = Path(__file__).parent / "results" / "abkd_attention.md"
 GRAPH = "cora"
-TEACHER = {"num_layers": 64, "hidden_channels": 64, "max_epochs": 200, "patience": 50}
+TEACHER = {"num_layers": 64, "hidden_channels": 64, "max_epochs": 120, "patience": 30}
 SMALL = {"student": "gcnii", "num_layers": 4, "hidden_channels": 8, "dropout": 0.3}
-EPOCHS = {"max_epochs": 200, "patience": 30}
+EPOCHS = {"max_epochs": 200, "patience": 50}
 PRESETS: dict[str, dict[str, Any]] = {
     "abkd-v1": {},
     "stride": {"max_nodes": 256, "max_samples": 256},
@@ -54,23 +58,42 @@ DEPTHS = (1, 2, 4)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    maps: dict[str, list[dict[str, Any]]] = {name: [] for name in PRESETS}
-    starts: dict[tuple[int, str], list[tuple[float, float]]] = {}
-    graph = limbeck.load_graph(GRAPH)
-    for seed in range(arguments.seeds):
-        view = limbeck.view(graph, "transductive", seed)
-        teacher = limbeck.fit_teacher(view, "gcnii", seed, **TEACHER)
-        for name, options in PRESETS.items():
-            maps[name].append(attention(view, teacher, seed, name, options))
-        for depth in DEPTHS:
-            for rule, figures in started(view, teacher, seed, depth).items():
-                starts.setdefault((depth, rule), []).append(figures)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for seed in range(arguments.first, arguments.seeds):
+        file = arguments.out / f"{seed}.json"
+        if not file.is_file():
+            figures = measured(seed)
+            with appearing_whole(file) as aside:
+                aside.write_text(json.dumps(figures), encoding="utf-8")
         print(f"seed {seed} done", flush=True)
-    lines = ["# ABKD's attention", "", *describe(maps), "", *describe_starts(starts)]
+    found = [
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(arguments.out.glob("*.json"))
+    ]
+    lines = [
+        "# ABKD's attention\n",
+        f"Written by `benchmarks/abkd_attention.py`: {GRAPH}, {len(found)} seeds,",
+        f"torch {torch.__version__}, {platform.machine()}.\n",
+        *describe([each["maps"] for each in found]),
+        "",
+        *describe_starts([each["starts"] for each in found]),
+    ]
     RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(RESULT)
+    print(RESULT.read_text(encoding="utf-8"))
+
+
+def measured(seed: int) -> dict[str, Any]:
+    """All figures of one seed: a map per preset, test accuracies per depth and start."""
+    view = limbeck.view(limbeck.load_graph(GRAPH), "transductive", seed)
+    teacher = limbeck.fit_teacher(view, "gcnii", seed, **TEACHER)
+    return {
+        "maps": {name: attention(view, teacher, seed, name, own) for name, own in PRESETS.items()},
+        "starts": {str(depth): started(view, teacher, seed, depth) for depth in DEPTHS},
+    }
 
 
 # --- the map ----------------------------------------------------------------------------------
@@ -92,7 +115,7 @@ def attention(
     return {
         "first": notes[0]["entropy"],
         "last": notes[-1]["entropy"],
-        "map": last,
+        "map": last.tolist(),
         "cka": float(spearmanr(last.flatten(), similar.flatten()).statistic),
     }
 
@@ -104,22 +127,22 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
     return float((a.t() @ b).square().sum()) / scale if scale > 0 else 0.0
 
 
-def describe(maps: dict[str, list[dict[str, Any]]]) -> list[str]:
+def describe(seeds: list[dict[str, Any]]) -> list[str]:
     """The table of entropies, agreement and CKA."""
     lines = [
         "| preset | entropy at first | at the end | same favourite | chance | ρ with CKA |",
         "|---|---|---|---|---|---|",
     ]
-    for name, found in maps.items():
-        favourites = [each["map"].argmax(1) for each in found]
+    for name in PRESETS:
+        found = [each[name] for each in seeds]
+        maps = [torch.tensor(each["map"]) for each in found]
         same = [
-            float((one == other).float().mean())
-            for one, other in itertools.combinations(favourites, 2)
+            float((one.argmax(1) == other.argmax(1)).float().mean())
+            for one, other in itertools.combinations(maps, 2)
         ]
-        columns = found[0]["map"].shape[1]
         figures = [mean_std([each[key] for each in found]) for key in ("first", "last")]
         figures.append(f"{statistics.mean(same):.2f}" if same else "–")
-        figures += [f"{1 / columns:.2f}", mean_std([each["cka"] for each in found])]
+        figures += [f"{1 / maps[0].shape[1]:.2f}", mean_std([each["cka"] for each in found])]
         lines.append(f"| {name} | {' | '.join(figures)} |")
     return lines
 
@@ -162,15 +185,18 @@ def scored(view: limbeck.View, student: torch.nn.Module, known: Any) -> float:
     return 100 * accuracy(student(known.take(nodes)), view.everything.y[nodes])
 
 
-def describe_starts(starts: dict[tuple[int, str], list[tuple[float, float]]]) -> list[str]:
+def describe_starts(seeds: list[dict[str, dict[str, tuple[float, float]]]]) -> list[str]:
     """The table of initialisations."""
     lines = [
         "| layers | weights from | test before training | after |",
         "|---|---|---|---|",
     ]
-    for (depth, rule), figures in starts.items():
-        before, after = (mean_std(list(each)) for each in zip(*figures, strict=True))
-        lines.append(f"| {depth} | {rule} | {before} | {after} |")
+    for depth, rules in seeds[0].items():
+        for rule in rules:
+            before, after = (
+                mean_std([each[depth][rule][when] for each in seeds]) for when in (0, 1)
+            )
+            lines.append(f"| {depth} | {rule} | {before} | {after} |")
     return lines
 
 

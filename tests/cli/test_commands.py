@@ -165,3 +165,14 @@ def test_profile_lists_and_help(tables, capsys):
         options = json.loads(output(capsys, "teachers", name, "--json"))["options"]
         assert all(option["meaning"] for option in options)
     assert "distill" in output(capsys, "--help")
+
+
+def test_the_package_is_the_command_too(bundle):
+    command = [sys.executable, "-m", "limbeck", "predict", str(bundle)]
+    known = subprocess.run([*command, "--nodes", "package-1"], check=True, capture_output=True)
+    assert b"package-1" in known.stdout
+    wrong = subprocess.run(command, capture_output=True)
+    assert wrong.returncode == 2
+    assert wrong.stdout == b""
+    assert wrong.stderr.startswith(b"limbeck: ")
+    assert wrong.stderr.count(b"\n") == 1
