@@ -1,6 +1,9 @@
 """Where ABKD's attention goes, whether it is the same for every seed, and what it is good for.
 
     python benchmarks/abkd_attention.py --out runs/abkd_attention [--seeds 10]
+    pip install matplotlib
+    python benchmarks/abkd_attention.py --out runs/abkd_attention \\
+        --picture docs/images/abkd_maps.svg
 
 A GCNII of 64 layers and 64 channels teaches one of 4 layers and 8 channels on Cora. For each preset
 the page has the attention's entropy at the first and the last epoch (1: uniform), the share of
@@ -60,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--picture", type=Path, help="where to draw the maps of the first seed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -84,6 +88,8 @@ def main() -> None:
     ]
     RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(RESULT.read_text(encoding="utf-8"))
+    if arguments.picture:
+        draw(found[0]["maps"], arguments.picture)
 
 
 def measured(seed: int) -> dict[str, Any]:
@@ -115,6 +121,7 @@ def attention(
     return {
         "first": notes[0]["entropy"],
         "last": notes[-1]["entropy"],
+        "map_before": notes[0]["attention"],
         "map": last.tolist(),
         "cka": float(spearmanr(last.flatten(), similar.flatten()).statistic),
     }
@@ -145,6 +152,32 @@ def describe(seeds: list[dict[str, Any]]) -> list[str]:
         figures += [f"{1 / maps[0].shape[1]:.2f}", mean_std([each["cka"] for each in found])]
         lines.append(f"| {name} | {' | '.join(figures)} |")
     return lines
+
+
+def draw(maps: dict[str, dict[str, Any]], path: Path) -> None:
+    """Each preset's map at the first epoch and at the last one, as an SVG."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams.update({"svg.hashsalt": "limbeck", "font.family": "sans-serif", "font.size": 9})
+    figure, axes = plt.subplots(
+        1, 2 * len(maps), figsize=(9.6, 5.4), sharey=True, layout="constrained"
+    )
+    image = None
+    each = itertools.product(maps, ("map_before", "map"))
+    for axis, (name, which) in zip(axes, each, strict=True):
+        weights = torch.tensor(maps[name][which])
+        when = "before" if which == "map_before" else "after"
+        rows, columns = weights.shape
+        image = axis.imshow(
+            weights, vmin=0, vmax=1, aspect="auto", extent=(0.5, columns + 0.5, rows + 0.5, 0.5)
+        )
+        axis.set_title(f"{name}\n{when}", fontsize=9)
+        axis.set_xlabel("student's layer")
+        axis.set_xticks(range(1, columns + 1))
+    axes[0].set_ylabel("teacher's layer")
+    figure.colorbar(image, ax=axes, label="attention", shrink=0.8)
+    figure.savefig(path, metadata={"Date": None}, facecolor="white")
 
 
 # --- the start --------------------------------------------------------------------------------
