@@ -12,8 +12,9 @@ the last map with linear CKA between the layers that were left. Accuracy against
 `diagonal` and `last-layer` is in the table of abkd_cora.yaml.
 
 Then students as wide as their teacher, started from the teacher's layers (section 3.2.3 of the
-papers): student layer j takes the weights of the teacher layer that attends to it most, or of the
-last ones, or is drawn at random; test accuracy before and after training on labels. The attention
+papers): student layer j takes the weights of the teacher layer that attends to it most, of the last
+ones, of any ones (drawn, a control), or is drawn at random; test accuracy before and after training
+on labels. The attention
 is that of `abkd-robust` with `axis=teacher`, in which each student layer has one unit to spend over
 teacher layers: over a single student layer the papers' own softmax is constant. Each seed's figures
 are kept under --out, so the command can be stopped and started again; seeds may be shared out among
@@ -193,22 +194,39 @@ def started(
     )
     distilled = limbeck.distill(view, teacher, method, seed)
     last = torch.tensor(distilled.history.notes[-1]["attention"])
-    plain = make_method("plain", GRAPH, **size)
-    assert isinstance(plain, PlainStudent)
-    found = {}
-    for rule in ("random", "last", "attention"):
-        with seeded(seed):
-            student, inputs = plain.build(view)
-            if rule != "random":
-                sources = layer_sources(depth, last, len(last), rule)
-                assert teacher.module is not None
-                start_from_teacher(student.gnn, teacher.module, sources)  # type: ignore[arg-type]
-            student.eval()
-            before = scored(view, student, inputs.observed)
-            plain.train(student, inputs, view, None)
-            found[rule] = before, scored(view, student, inputs.observed)
+    generator = torch.Generator().manual_seed(seed)
+    sources = {
+        "random": None,
+        "last": layer_sources(depth, None, len(last), "last"),
+        "any": torch.randint(len(last), (depth,), generator=generator).tolist(),
+        "attention": layer_sources(depth, last, len(last), "attention"),
+    }
+    found = {
+        rule: started_from(layers, view, teacher, seed, size) for rule, layers in sources.items()
+    }
     after = scored(view, distilled.student, distilled.inputs.observed)
     return {**found, "random, distilled by abkd-robust": (found["random"][0], after)}
+
+
+def started_from(
+    sources: list[int] | None,
+    view: limbeck.View,
+    teacher: FittedTeacher,
+    seed: int,
+    size: dict[str, Any],
+) -> tuple[float, float]:
+    """Test accuracy before and after training on labels; ``None``: a start at random."""
+    plain = make_method("plain", GRAPH, **size)
+    assert isinstance(plain, PlainStudent)
+    with seeded(seed):
+        student, inputs = plain.build(view)
+        if sources is not None:
+            assert teacher.module is not None
+            start_from_teacher(student.gnn, teacher.module, sources)  # type: ignore[arg-type]
+        student.eval()
+        before = scored(view, student, inputs.observed)
+        plain.train(student, inputs, view, None)
+        return before, scored(view, student, inputs.observed)
 
 
 @torch.no_grad()
