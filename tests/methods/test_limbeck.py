@@ -1,5 +1,6 @@
 """Limbeck's own student: what a neighbour tells is heard, what a node would tell itself is not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,20 @@ def test_nodes_without_neighbours_are_answered_by_glnn(norm: str) -> None:
     lone = (known.crow_indices().diff() == 0).nonzero().flatten()
     assert len(lone) > 0
     torch.testing.assert_close(ours.answers.observed[lone], glnn.answers.observed[lone])
+
+
+def test_a_search_leaves_the_nodes_alone() -> None:
+    view, teacher = viewed()
+    found = SMALL.replace(dropout=0.6, lr=0.1, weight_decay=0.1, label_weight=0.5, temperature=2.0)
+    assert found.alone == SMALL.alone == Limbeck(**OPTIONS, label_weight=0.5).alone
+    ours, changed = (distill(view, teacher, method, 0) for method in (SMALL, found))
+    assert torch.equal(ours.answers.isolated, changed.answers.isolated)
+    assert not torch.equal(ours.answers.unseen, changed.answers.unseen)
+    told = Limbeck(**OPTIONS, alone={"label_weight": 0.4, "dropout": 0.1})
+    assert Limbeck(**json.loads(told.model_dump_json())) == told
+    other = distill(view, teacher, told, 0)
+    glnn = distill(view, teacher, GLNN(**{**OPTIONS, "label_weight": 0.4, "dropout": 0.1}), 0)
+    assert torch.equal(other.answers.isolated, glnn.answers.isolated)
 
 
 def test_nobody_tells_of_himself(run: Run) -> None:
@@ -177,6 +192,10 @@ def test_a_resumed_run_ends_with_the_same_weights(
         ({"num_layers": 1}, "num_layers"),
         ({"dim": 0}, "dim"),
         ({"neighbor_dropout": 0.5}, "neighbor_dropout"),
+        ({"alone": {"dropout": 1.5}}, "option 'dropout' of Alone is 1.5: input should be less"),
+        ({"alone": {"width": 8}}, "unknown option 'width' of Alone: Choose from dropout"),
+        ({"alone": 0.5}, "'alone'"),
+        ({"dropout": 1.5}, "'dropout'"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
@@ -13,7 +13,13 @@ from limbeck.errors import TeacherError
 from limbeck.graphs.info import TaskName
 from limbeck.graphs.positions import Encoding, PositionOptions, positions_of
 from limbeck.graphs.view import View
-from limbeck.methods.base import Distilled, PositiveInt, validation_accuracy
+from limbeck.methods.base import (
+    Distilled,
+    PositiveInt,
+    Probability,
+    Share,
+    validation_accuracy,
+)
 from limbeck.methods.glnn import GLNN
 from limbeck.students.inputs import inputs_of
 from limbeck.students.mlp import MLP
@@ -22,8 +28,20 @@ from limbeck.students.sa_mlp import AdjNorm
 from limbeck.students.structure_tables import FullTable, StructureTable, TiedTable
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Checkpoint
+from limbeck.training.options import Options
 
 Told = Literal["answers", "positions", "features", "rows"]
+
+
+class Alone(Options):
+    """How the GLNN of nodes without neighbours is trained; see the options of that name there."""
+
+    dropout: Probability = 0.0
+    input_dropout: Probability = 0.0
+    lr: float = Field(default=0.01, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    label_weight: Share = 0.0
+    temperature: float = Field(default=1.0, gt=0)
 
 
 class Limbeck(GLNN):
@@ -37,8 +55,8 @@ class Limbeck(GLNN):
 
     with standardised positions :math:`\tilde{\mathbf{p}}`. Nobody tells of himself, so what is
     learnt of a known node holds for a new one. The loss is GLNN's. Nodes without neighbours are
-    answered by GLNN itself, trained first and with the same options. The bundle holds the finished
-    rows :math:`\mathbf{V}[\cdot]`. No paper has it; what of it earned its place is in
+    answered by GLNN itself, trained first. The bundle holds the finished rows
+    :math:`\mathbf{V}[\cdot]`. No paper has it; what of it earned its place is in
     ``docs/methods/limbeck.md``. Options beside those of :class:`~limbeck.methods.glnn.GLNN`:
 
     Args:
@@ -49,6 +67,9 @@ class Limbeck(GLNN):
         dim: Width of a position.
         adj_norm: Whether the sum over neighbours is divided by their number (``"row"``), its root
             (``"sqrt-degree"``), or not (``"none"``).
+        alone: How the GLNN of nodes without neighbours is trained. By default with the options that
+            the method is made with, but without hard labels; :meth:`replace`, and with it a search,
+            which judges nodes among neighbours, leaves it as it is.
     """
 
     name: ClassVar[str] = "limbeck"
@@ -65,6 +86,15 @@ class Limbeck(GLNN):
     encoding: Encoding = "deepwalk"
     dim: PositiveInt = 64
     adj_norm: AdjNorm = "row"
+    alone: Alone = Alone()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone_as_made(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if "alone" in given:
+            return given
+        taken = set(given) & set(Alone.model_fields) - {"label_weight"}
+        return {**given, "alone": {name: given[name] for name in taken}}
 
     @field_validator("told")
     @classmethod
@@ -90,7 +120,8 @@ class Limbeck(GLNN):
         """
         if knowledge is None:
             raise TeacherError("method 'limbeck' learns from a teacher: give one.")
-        alone = super().distill(
+        by_itself = {name: getattr(self, name) for name in GLNN.model_fields}
+        alone = GLNN(**{**by_itself, **self.alone.model_dump()}).distill(
             view,
             knowledge,
             checkpoint=checkpoint and checkpoint.of_part("alone"),

@@ -34,6 +34,9 @@ class Options(BaseModel):
 
 def _sentence(options: type[Options], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, OptionError):  # of options that are the value of an option
+        return str(inner)
     name = ".".join(str(part) for part in first["loc"]) or "options"
     if first["type"] == "extra_forbidden":
         near = nearest_name(name, options.model_fields)
