@@ -1,4 +1,4 @@
-"""ABKD's table as its card asks for it, and whether our best preset beats the baselines.
+"""ABKD's table, row by row, and whether our best preset beats the baselines.
 
     limbeck bench --config benchmarks/abkd_cora.yaml --out runs/abkd_cora
     python benchmarks/abkd_claims.py runs/abkd_cora
