@@ -7,6 +7,7 @@ python benchmarks/write_results.py benchmarks/cpf.yaml runs/cpf
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import statistics
 from collections import defaultdict
@@ -16,6 +17,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 import limbeck
+from limbeck.evaluation.bench import MARKER
 from limbeck.evaluation.compare import Comparison, compare
 from limbeck.evaluation.published import beside
 from limbeck.reports.ranks import ranks_svg
@@ -77,6 +79,20 @@ def calibration(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def took(spent: list[dict]) -> str:
+    """A sentence on the wall-clock time of the whole table, teachers and searches included."""
+    if not spent:
+        return ""
+    minutes = sum(call["seconds"] for call in spent) / 60
+    workers = max(call["workers"] for call in spent)
+    cells = sum(call["cells"] for call in spent)
+    calls = f" in {len(spent)} calls" if len(spent) > 1 else ""
+    return (
+        f"{cells} trainings, their teachers, searches and latencies took {minutes:.0f} minutes of "
+        f"{workers} processes{calls}."
+    )
+
+
 def printed(comparison: Comparison) -> str:
     """What papers print under the same names, apart from ours."""
     lines = [
@@ -113,12 +129,14 @@ def main() -> None:
             ranks_svg(comparison.critical, color="#6b7280"), encoding="utf-8"
         )
         diagram = f"![Mean ranks and what they do not tell apart]({name}.ranks.svg)"
+    spent = json.loads((arguments.runs / MARKER).read_text()).get("spent", [])
     parts = [
         f"# {name}",
         f"`limbeck bench --config benchmarks/{arguments.config.name} --out runs/{name}`, then "
         f"`python benchmarks/write_results.py benchmarks/{arguments.config.name} runs/{name}`.",
         f"Seeds {seeds}; Python {platform.python_version()}, limbeck {limbeck.__version__}, "
         f"{versions}; CPU, 2 cores ({platform.machine()}).",
+        took(spent),
         to_markdown(comparison).rstrip(),
         diagram,
         calibration(rows),

@@ -35,13 +35,22 @@ def test_a_row_per_cell_and_no_cell_twice(tmp_path, monkeypatch):
     assert len(set(keys)) == len(keys)
     assert pq.read_table(tmp_path / "out" / "runs.parquet").equals(table)
 
+    (spent,) = json.loads((tmp_path / "out/bench.json").read_text())["spent"]
+    assert spent["cells"] == 2 * 2 * 3  # two cuts, two seeds, the teacher and two students
+    assert spent["workers"] == 1
+    assert spent["seconds"] > 0
+
     again = run_bench(Bench(**QUICK), tmp_path / "out")
     assert again.equals(table)
     assert len(trained) == 8
+    assert json.loads((tmp_path / "out/bench.json").read_text())["spent"] == [spent]
 
     more = run_bench(Bench(**{**QUICK, "seeds": 3}), tmp_path / "out")
     assert len(trained) == 12
     assert more.num_rows == 3 * 3 * 3
+    first, second = json.loads((tmp_path / "out/bench.json").read_text())["spent"]
+    assert first == spent
+    assert second["cells"] == 1 * 2 * 3
 
     changed = {**QUICK, "method_options": {**QUICK["method_options"], "glnn": {"max_epochs": 4}}}
     run_bench(Bench(**changed), tmp_path / "out")

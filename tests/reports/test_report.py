@@ -239,6 +239,17 @@ def test_another_teacher_makes_another_cell(runs, tmp_path):
     assert {r["method"] for r in read.rows} == set(METHODS)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [([30.2], "30 s"), ([400.0, 500.0], "15 min"), ([7200.0, 1800.0], "2.5 h"), ([], None)],
+)
+def test_the_time_that_a_table_took_is_said(tmp_path, seconds, words):
+    spent = [{"seconds": each, "workers": 2, "cells": 8} for each in seconds]
+    folder = table_of(tmp_path / "runs", some_rows(), {"spent": spent})
+    page = render_report(read_runs([folder]), "t")
+    assert (f"computed in {words}." in page) if words else ("computed in" not in page)
+
+
 def test_an_unfinished_table_is_read_from_its_cells(tmp_path):
     folder = tmp_path / "cut"
     (folder / "cells").mkdir(parents=True)

@@ -15,6 +15,7 @@ import logging
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
@@ -56,6 +57,9 @@ from limbeck.teachers.knowledge import FittedTeacher
 logger = logging.getLogger(__name__)
 
 LATENCY_SECONDS = 1.0
+
+MARKER = "bench.json"
+"""File of a table's folder that says what it holds, with which versions and in what time."""
 
 LOG_EVERY = 10
 """Epochs from one entry of a diagnosed method's notes to the next, where it has no other."""
@@ -129,12 +133,15 @@ def run_bench(
     """
     bench.check_names()
     folder = _prepare(bench, Path(out))
+    spent = _Spent(folder, workers)
     plan = list(groups(bench))
     for done, group in enumerate(_compute(bench, folder, plan, workers), start=1):
+        spent.note()
         if on_group is not None:
             on_group(group, done, len(plan))
     if bench.latency:
         measure_costs(bench, folder)
+        spent.note()
     table = collect(bench, folder)
     _write_parquet(table, folder / "runs.parquet")
     return table
@@ -548,8 +555,36 @@ def _digest(parts: list[Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
+class _Spent:
+    """Keeps in ``bench.json`` how long each call took that computed cells, costs included.
+
+    Written after each group, so a call that was killed is short of what it was then computing.
+    """
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.folder = folder
+        self.marker = folder / MARKER
+        self.workers = workers
+        self.started = time.monotonic()
+        self.before = json.loads(self.marker.read_text()).get("spent", [])
+        self.there = self._cells()
+
+    def note(self) -> None:
+        """Write down the time up to now, unless nothing has been computed."""
+        cells = self._cells() - self.there
+        if cells == 0:
+            return
+        seconds = round(time.monotonic() - self.started, 1)
+        this = {"seconds": seconds, "workers": self.workers, "cells": cells}
+        about = {**json.loads(self.marker.read_text()), "spent": [*self.before, this]}
+        _write_text(self.marker, json.dumps(about))
+
+    def _cells(self) -> int:
+        return sum(1 for _ in (self.folder / "cells").glob("*.parquet"))
+
+
 def _prepare(bench: Bench, folder: Path) -> Path:
-    marker = folder / "bench.json"
+    marker = folder / MARKER
     if folder.exists() and not marker.is_file() and any(folder.iterdir()):
         raise OutputError(
             f"{folder} exists and holds no table of Limbeck: choose another folder for 'out'."
@@ -557,7 +592,8 @@ def _prepare(bench: Bench, folder: Path) -> Path:
     try:
         (folder / "cells").mkdir(parents=True, exist_ok=True)
         about = {"limbeck": limbeck.__version__, "bench": bench.model_dump(mode="json")}
-        _write_text(marker, json.dumps({**about, "versions": _versions()}))
+        spent = json.loads(marker.read_text()).get("spent", []) if marker.is_file() else []
+        _write_text(marker, json.dumps({**about, "versions": _versions(), "spent": spent}))
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}).") from None
     return folder

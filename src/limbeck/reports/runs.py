@@ -41,12 +41,22 @@ class Folder:
         num_runs: Number of its rows.
         version: Version of Limbeck that it was made with, empty if not known.
         finished: Whether the table was completed; else its finished cells were read.
+        seconds: Wall-clock time of all calls that computed it, 0 if not known.
     """
 
     name: str
     num_runs: int
     version: str
     finished: bool
+    seconds: float = 0.0
+
+    @property
+    def took(self) -> str:
+        """The time in words, empty if not known."""
+        for unit, length in (("h", 3600), ("min", 60), ("s", 1)):
+            if self.seconds >= 2 * length:
+                return f"{self.seconds / length:.{1 if unit == 'h' else 0}f} {unit}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,8 @@ def _read(path: Path, name: str) -> tuple[Folder, list[Row]]:
     for row in rows:
         for column in _JSON:
             row[column] = json.loads(row[column]) if row.get(column) else None
-    return Folder(name, len(rows), about.get("limbeck", ""), whole.is_file()), rows
+    seconds = sum(call["seconds"] for call in about.get("spent", []))
+    return Folder(name, len(rows), about.get("limbeck", ""), whole.is_file(), seconds), rows
 
 
 def _apart(
