@@ -30,7 +30,7 @@ import torch
 
 from limbeck.evaluation.auto import Auto, exhaustive, search
 from limbeck.evaluation.choice import Choice, gap_to
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.view import make_view
 from limbeck.teachers.fit import fit_teacher

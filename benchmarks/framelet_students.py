@@ -32,7 +32,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import subgraph
 
 import limbeck
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View, make_view
 from limbeck.methods import make_method

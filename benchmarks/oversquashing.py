@@ -32,14 +32,8 @@ from limbeck.evaluation.framelets import jacobian, reach
 from limbeck.evaluation.metrics import accuracy
 from limbeck.graphs.connectivity import before_and_after, far_pairs, figures_of
 from limbeck.graphs.load import from_data
-from limbeck.graphs.rewire import (
-    Surgery,
-    SurgeryOptions,
-    rewire,
-    rewire_at_random,
-    with_observed_edges,
-)
-from limbeck.graphs.view import View
+from limbeck.graphs.rewire import Surgery, SurgeryOptions, rewire, rewire_at_random
+from limbeck.graphs.view import View, with_observed_edges
 from limbeck.teachers.knowledge import FittedTeacher
 
 PARTS = ("cliques", "transfer", "graphs", "accuracy")

@@ -30,7 +30,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import limbeck
-from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.distill import distill
+from limbeck.evaluation.protocol import Run
 from limbeck.export.structure import to_int8
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.view import View, make_view

@@ -22,7 +22,7 @@ from scipy.stats import ttest_1samp
 from torch_geometric.data import Data
 
 import limbeck
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.view import View, make_view
 from limbeck.methods import make_method

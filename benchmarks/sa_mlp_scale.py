@@ -30,7 +30,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 import limbeck
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.view import make_view
 from limbeck.methods.sa_mlp import StructureAwareMLP

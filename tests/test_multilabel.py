@@ -13,9 +13,9 @@ from limbeck.errors import BundleError, OptionError
 from limbeck.evaluation.audit import audit
 from limbeck.evaluation.bench import run_bench
 from limbeck.evaluation.cascade import DeferGoal
+from limbeck.evaluation.distill import distill
 from limbeck.evaluation.metrics import multilabel_roc_auc
 from limbeck.evaluation.plan import Bench
-from limbeck.evaluation.protocol import distill
 from limbeck.evaluation.teachers_by_degree import teachers_by_degree
 from limbeck.registry import names
 from limbeck.runtime.bundle import MANIFEST

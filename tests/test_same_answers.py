@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import limbeck
-from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.distill import distill
+from limbeck.evaluation.protocol import Run
 from limbeck.graphs.view import make_view
 from limbeck.scoring import Columns, score_tables
 from limbeck.teachers import fit_teacher

@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from limbeck.evaluation.protocol import Run, distill
+    from limbeck.evaluation.distill import distill
+    from limbeck.evaluation.protocol import Run
     from limbeck.graphs.load import load_graph
     from limbeck.graphs.profile import profile_graph
     from limbeck.graphs.view import View
@@ -25,7 +26,7 @@ _NAMES = {
     "Run": "limbeck.evaluation.protocol:Run",
     "Teacher": "limbeck.teachers.own:Teacher",
     "View": "limbeck.graphs.view:View",
-    "distill": "limbeck.evaluation.protocol:distill",
+    "distill": "limbeck.evaluation.distill:distill",
     "fit_teacher": "limbeck.teachers.fit:fit_teacher",
     "knowledge_from": "limbeck.teachers.own:knowledge_from",
     "load": "limbeck.runtime.loading:load_bundle",

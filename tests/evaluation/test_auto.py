@@ -83,7 +83,7 @@ def test_an_interrupted_search_ends_as_one_that_was_not(lesson, tmp_path, monkey
     assert {c.method.hidden_channels for c in whole.candidates} == {4, 16}
     assert (tmp_path / "whole" / "choice.json").is_file()
 
-    honest, count = auto_module.distill, 0
+    honest, count = auto_module.run_method, 0
 
     def interrupted(*args):
         nonlocal count
@@ -93,7 +93,7 @@ def test_an_interrupted_search_ends_as_one_that_was_not(lesson, tmp_path, monkey
         return honest(*args)
 
     folder = tmp_path / "parts"
-    monkeypatch.setattr(auto_module, "distill", interrupted)
+    monkeypatch.setattr(auto_module, "run_method", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search(view, [teacher], Auto(**QUICK, folder=folder), 0)
     with (folder / "search.journal").open("a", encoding="utf-8") as journal:

@@ -5,7 +5,7 @@ import torch
 
 import limbeck.training.loop as loop
 from limbeck.errors import OptionError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.view import make_view
 from limbeck.runtime import load_bundle, measure_latency
 from limbeck.teachers import fit_teacher, knowledge_from

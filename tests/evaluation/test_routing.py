@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from limbeck.errors import OptionError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.evaluation.routing import (
     RoutingTrace,
     control_accuracies,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from limbeck.errors import OptionError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.evaluation.teachers_by_degree import (
     DEGREES,
     accuracies,

@@ -5,8 +5,8 @@ import torch
 
 from limbeck.evaluation.bench import _noted
 from limbeck.evaluation.calibration import reliability
+from limbeck.evaluation.distill import distill
 from limbeck.evaluation.metrics import expected_calibration_error
-from limbeck.evaluation.protocol import distill
 from limbeck.evaluation.slices import DEGREES
 from limbeck.evaluation.visible import (
     curvature_histogram,

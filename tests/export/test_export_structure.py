@@ -11,7 +11,8 @@ import torch
 
 from limbeck.cli import run as cli
 from limbeck.errors import BundleError, OptionError, RequestError
-from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.distill import distill
+from limbeck.evaluation.protocol import Run
 from limbeck.export import export_bundle
 from limbeck.graphs.view import make_view
 from limbeck.methods import Method

@@ -7,8 +7,8 @@ import pytest
 
 from limbeck.errors import OutputError
 from limbeck.graphs.edge_tables import write_edges
-from limbeck.graphs.rewire import SurgeryOptions, rewire_view
-from limbeck.graphs.view import make_view
+from limbeck.graphs.rewire import SurgeryOptions
+from limbeck.graphs.view import make_view, rewire_view
 from limbeck.testing.graphs import small_graph
 
 

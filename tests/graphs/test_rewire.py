@@ -11,8 +11,8 @@ from scipy.sparse.csgraph import connected_components
 from limbeck.errors import GraphError, OptionError
 from limbeck.graphs.connectivity import figures_of
 from limbeck.graphs.curvature import formula, simple_csr, to_scipy
-from limbeck.graphs.rewire import SurgeryOptions, rewire, rewire_at_random, rewire_view
-from limbeck.graphs.view import make_view
+from limbeck.graphs.rewire import SurgeryOptions, rewire, rewire_at_random
+from limbeck.graphs.view import make_view, rewire_view
 from limbeck.testing.graphs import small_graph
 
 ADDITIONS = SurgeryOptions(loops=4, tau=20.0, removal_bound=None)

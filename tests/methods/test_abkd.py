@@ -10,8 +10,8 @@ from torch_geometric.data import Data
 
 from limbeck.errors import OptionError
 from limbeck.evaluation.compare import compare
+from limbeck.evaluation.distill import distill
 from limbeck.evaluation.probe import Probe, probe, probe_layers
-from limbeck.evaluation.protocol import distill
 from limbeck.graphs.view import make_view
 from limbeck.methods import make_method
 from limbeck.methods.abkd import ABKD, layer_sources, start_from_teacher

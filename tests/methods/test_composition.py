@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from limbeck.errors import TeacherError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.sparse import append_columns, to_csr
 from limbeck.graphs.view import make_view
 from limbeck.methods import make_method

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.errors import OptionError, TeacherError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.view import make_view
 from limbeck.methods.ensemble import EnsembleOfGLNNs
 from limbeck.methods.glnn import GLNN

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from limbeck.errors import OptionError, TeacherError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.view import make_view
 from limbeck.methods.edges import neighbor_pairs
 from limbeck.methods.ff_g2m import FFG2M, high_frequency_loss

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import OptionError, TeacherError
-from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.distill import distill
+from limbeck.evaluation.protocol import Run
 from limbeck.graphs.bands import feature_bands, random_projection
 from limbeck.graphs.framelets import Framelets
 from limbeck.graphs.view import View, make_view

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from limbeck.errors import OptionError, TeacherError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.view import make_view
 from limbeck.methods import make_method
 from limbeck.methods.at import AttentionTransferLoss

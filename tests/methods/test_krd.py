@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from limbeck.errors import OptionError, TeacherError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import make_view
 from limbeck.methods.edges import (

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from limbeck.errors import OptionError, TeacherError
-from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.distill import distill
+from limbeck.evaluation.protocol import Run
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View, make_view
 from limbeck.methods.glnn import GLNN

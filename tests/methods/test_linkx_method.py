@@ -2,7 +2,7 @@
 
 import torch
 
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.view import make_view
 from limbeck.methods.linkx import LINKXOnLabels
 from limbeck.students.linkx import LINKX

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 import limbeck
 import limbeck.methods.mskd as mskd_module
 from limbeck.errors import OptionError, TeacherError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.view import make_view
 from limbeck.methods import make_method
 from limbeck.methods.edges import training_labels

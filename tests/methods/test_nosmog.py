@@ -6,7 +6,7 @@ import torch
 
 import limbeck
 from limbeck.errors import OptionError, RequestError, TeacherError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.sparse import to_csr
 from limbeck.graphs.view import make_view
 from limbeck.methods import make_method

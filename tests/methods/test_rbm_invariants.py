@@ -69,8 +69,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.evaluation.distill import distill
 from limbeck.evaluation.metrics import accuracy
-from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.protocol import Run
 from limbeck.export.onnx import to_onnx
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.sparse import to_csr

@@ -16,7 +16,8 @@ from torch_geometric.utils import stochastic_blockmodel_graph
 import limbeck
 import limbeck.methods.sa_mlp as module
 from limbeck.errors import OptionError, TeacherError
-from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.distill import distill
+from limbeck.evaluation.protocol import Run
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import to_csr
 from limbeck.graphs.view import View, make_view

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import OptionError
-from limbeck.evaluation.protocol import distill, predict_logits
+from limbeck.evaluation.distill import distill
+from limbeck.evaluation.protocol import predict_logits
 from limbeck.graphs.view import make_view
 from limbeck.methods.base import Distilled, validation_accuracy
 from limbeck.methods.losses import soft_target_loss

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import limbeck
 from limbeck.errors import RequestError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.export import export_bundle
 from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.view import make_view

@@ -8,7 +8,7 @@ import torch
 from torch_geometric.nn import GCNConv
 
 from limbeck.errors import TeacherError
-from limbeck.evaluation.protocol import distill
+from limbeck.evaluation.distill import distill
 from limbeck.graphs.view import make_view
 from limbeck.teachers import Teacher, knowledge_from
 from limbeck.testing import small_graph

@@ -49,6 +49,7 @@ def rewire(
     from limbeck.graphs import rewire as surgery
     from limbeck.graphs.connectivity import before_and_after
     from limbeck.graphs.edge_tables import check_table_path, write_edges
+    from limbeck.graphs.view import with_observed_edges
 
     source = tables or GraphSource()
     if graph is not None:
@@ -59,7 +60,7 @@ def rewire(
     check_table_path(out)
     view = limbeck.view(source.load(), setting, seed, unseen=unseen)
     done = surgery.rewire(view.observed.edge_index, view.num_observed, options, seed)
-    rewired = surgery.with_observed_edges(view, done.edge_index)
+    rewired = with_observed_edges(view, done.edge_index)
     document: dict[str, Any] = {
         "graph": view.info.name,
         "setting": view.setting,

@@ -49,7 +49,7 @@ def serve(
     if workers < 1:
         raise OptionError(f"option --workers is {workers}: it must be at least 1.")
     try:
-        from limbeck.runtime.changes import is_redis
+        from limbeck.runtime.places import is_redis
         from limbeck.serving import Limits, Settings, named_bundles
         from limbeck.serving import serve as run
     except ModuleNotFoundError as error:

@@ -50,7 +50,7 @@ from limbeck.evaluation.choice import (
     percent,
 )
 from limbeck.evaluation.metrics import agreement
-from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.protocol import Run, run_method
 from limbeck.files import appearing_whole
 from limbeck.graphs.view import View
 from limbeck.methods import Method, make_method
@@ -474,7 +474,7 @@ class _Search:
                 self._measure(entry, run)
 
     def _distill(self, method: Method, seed: int) -> Run:
-        return distill(self.view, self.teachers, method, seed)
+        return run_method(self.view, self.teachers, method, seed)
 
     def _judge(self, run: Run, seconds: float) -> _Trained:
         """What a student says of the validation nodes; no other label is looked at."""

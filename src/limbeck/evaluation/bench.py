@@ -32,12 +32,13 @@ from filelock import FileLock
 import limbeck
 from limbeck.errors import OutputError
 from limbeck.evaluation.compare import TEACHER
+from limbeck.evaluation.distill import distill
 from limbeck.evaluation.framelets import framelet_diagnostics
 from limbeck.evaluation.latency import measure_teacher_latency
 from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
 from limbeck.evaluation.plan import Bench, Group, Member, groups
 from limbeck.evaluation.probe import probe
-from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.protocol import Run
 from limbeck.evaluation.routing import routes, routing_diagnostics
 from limbeck.evaluation.teachers_by_degree import teachers_by_degree
 from limbeck.evaluation.tune import Case, best_candidate, candidates

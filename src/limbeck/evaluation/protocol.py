@@ -34,7 +34,7 @@ from limbeck.graphs.hetero import edges_for
 from limbeck.graphs.profile import num_neighbors
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View
-from limbeck.methods import Method, make_method
+from limbeck.methods import Method
 from limbeck.runtime.cascade import TEACHER_LOGITS
 from limbeck.runtime.predictor import BundledStudent
 from limbeck.students.gnn import GNNStudent, full_batch
@@ -45,7 +45,6 @@ from limbeck.training.loop import Checkpoint, History, seeded
 from limbeck.training.tasks import task_of
 
 if TYPE_CHECKING:
-    from limbeck.evaluation.auto import Auto
     from limbeck.evaluation.choice import Choice
 
 EVAL_BLOCK = 16_384
@@ -331,47 +330,29 @@ class Run:
         return score_slices(graph, nodes, torch.cat(answers), theirs)
 
 
-def distill(
+def run_method(
     view: View,
-    teacher: OneTeacher | Sequence[OneTeacher] | None = None,
-    method: str | Method | Auto = "glnn",
-    seed: int = 0,
+    teachers: Sequence[FittedTeacher],
+    method: Method,
+    seed: int,
     *,
     resume: bool = False,
     progress: bool = False,
-    **changes: Any,
 ) -> Run:
-    """Distil a teacher into a student.
+    """Distil by a method whose options are settled.
 
     Args:
         view: What may be seen.
-        teacher: From :func:`limbeck.fit_teacher`, :class:`limbeck.Teacher` or
-            :func:`limbeck.knowledge_from`; a bare module or logits ``[N, C]`` work too. Methods
-            that learn from labels alone need none, and use it only for comparison. Several may
-            be given, of any kinds and depths: a method for several learns from all of them, any
-            other from the one with the best accuracy on validation nodes, ties to the first.
-        method: Name of a method, or one with its hyper-parameters. ``"auto"`` searches one on
-            validation nodes, under limits such as ``budget_us=50`` and ``min_agreement=0.95``; its
-            options are those of :class:`limbeck.evaluation.auto.Auto`.
+        teachers: Those that answered for this view, none for a method that needs none.
+        method: The method.
         seed: Seed of the student's weights, dropout and batches.
-        resume: Keep the state of an unfinished run in the cache folder, and go on from it when
-            the very same run is asked for again.
+        resume: As in :func:`limbeck.distill`.
         progress: Show a progress bar on stderr.
-        **changes: Hyper-parameters that differ from the preset of this graph.
 
     Raises:
-        OptionError: Unknown method or option, or a value out of range; or no student meets the
-            limits of ``"auto"``.
-        TeacherError: The method needs a teacher, or the teacher does not fit the graph.
+        OptionError: The method has no losses for the view's task.
+        TeacherError: The method needs a teacher.
     """
-    if method == "auto" or not isinstance(method, str | Method):
-        auto = None if isinstance(method, str) else method
-        return _distill_auto(view, teacher, auto, seed, resume=resume, progress=progress, **changes)
-    if isinstance(method, str):
-        method = make_method(method, view.info.dataset, view.setting, **changes)
-    elif changes:
-        method = method.replace(**changes)
-    teachers = _all_fitted(view, teacher)
     if not teachers and method.needs_teacher:
         raise TeacherError(f"method {method.name!r} learns from a teacher: give one.")
     with seeded(seed):
@@ -394,29 +375,7 @@ def distill(
     )
 
 
-def _distill_auto(
-    view: View,
-    teacher: OneTeacher | Sequence[OneTeacher] | None,
-    auto: Auto | None,
-    seed: int,
-    *,
-    resume: bool,
-    progress: bool,
-    **changes: Any,
-) -> Run:
-    """Search a method, and distil with it."""
-    from limbeck.evaluation.auto import Auto, search  # it distils, too
-
-    auto = Auto(**changes) if auto is None else auto.replace(**changes)
-    teachers = _all_fitted(view, teacher)
-    if resume and auto.folder is None:
-        auto = auto.replace(folder=cache_folder() / "auto")
-    choice = search(view, teachers, auto, seed, progress=progress)
-    run = distill(view, teachers, choice.chosen.method, seed, resume=resume, progress=progress)
-    return replace(run, choice=choice)
-
-
-def _all_fitted(
+def all_fitted(
     view: View, teacher: OneTeacher | Sequence[OneTeacher] | None
 ) -> list[FittedTeacher]:
     """The teachers given, one, several or none, each asked about the view."""

@@ -9,8 +9,8 @@ only the observed graph is rewired, and unseen nodes arrive with the edges they 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,6 @@ from torch_geometric.utils import contains_self_loops
 from limbeck.errors import GraphError, OptionError
 from limbeck.graphs.curvature import all_curvatures, csr_edges, place_of, simple_csr, to_scipy
 from limbeck.graphs.ricci_flow import delete_edge, flow, insert_edge, is_bridge
-
-if TYPE_CHECKING:  # a view applies the surgery that its graph asks for
-    from limbeck.graphs.view import View
 
 SUFFIX = "sdrf"
 """What follows a graph's name and a plus where its view is to be rewired: ``texas+sdrf/20``."""
@@ -219,31 +216,6 @@ def rewire_at_random(
         torch.tensor(added, dtype=torch.int64).reshape(-1, 2).t(),
         torch.tensor(removed, dtype=torch.int64).reshape(-1, 2).t(),
     )
-
-
-def rewire_view(view: View, options: SurgeryOptions, seed: int | None = None) -> View:
-    """A view whose observed graph is rewired; features, labels and splits are untouched.
-
-    Surgery sees the observed graph alone. Edges that touch an unseen node stay as they are, so
-    nothing that training sees depends on them.
-
-    Args:
-        view: Any view.
-        options: How much surgery.
-        seed: Seed of the draws; the view's own by default.
-    """
-    seed = view.seed if seed is None else seed
-    done = rewire(view.observed.edge_index, view.num_observed, options, seed)
-    return with_observed_edges(view, done.edge_index)
-
-
-def with_observed_edges(view: View, edge_index: Tensor) -> View:
-    """A view with other edges between its observed nodes, int64 ``[2, E]``."""
-    observed, everything = view.observed.clone(), view.everything.clone()
-    observed.edge_index = edge_index
-    of_unseen = (everything.edge_index >= view.num_observed).any(0)
-    everything.edge_index = torch.cat([edge_index, everything.edge_index[:, of_unseen]], dim=1)
-    return replace(view, observed=observed, everything=everything)
 
 
 def _pairs(

@@ -20,7 +20,7 @@ its test graphs are unseen, as published, and there is no ``production``: no tes
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -33,7 +33,7 @@ from limbeck.errors import GraphError, OptionError, SplitError, unknown_name
 from limbeck.graphs.checks import check_kind
 from limbeck.graphs.hetero import labelled_graph, reordered, tensors_of, without_edges_of
 from limbeck.graphs.info import GraphInfo
-from limbeck.graphs.rewire import rewire_view
+from limbeck.graphs.rewire import SurgeryOptions, rewire
 from limbeck.graphs.sparse import is_csr, take_rows, with_values
 from limbeck.graphs.splits import split_nodes
 
@@ -271,6 +271,31 @@ def make_view(
             "'+sdrf' out."
         )
     return view if surgery is None else rewire_view(view, surgery)
+
+
+def rewire_view(view: View, options: SurgeryOptions, seed: int | None = None) -> View:
+    """A view whose observed graph is rewired; features, labels and splits are untouched.
+
+    Surgery sees the observed graph alone. Edges that touch an unseen node stay as they are, so
+    nothing that training sees depends on them.
+
+    Args:
+        view: Any view.
+        options: How much surgery.
+        seed: Seed of the draws; the view's own by default.
+    """
+    seed = view.seed if seed is None else seed
+    done = rewire(view.observed.edge_index, view.num_observed, options, seed)
+    return with_observed_edges(view, done.edge_index)
+
+
+def with_observed_edges(view: View, edge_index: Tensor) -> View:
+    """A view with other edges between its observed nodes, int64 ``[2, E]``."""
+    observed, everything = view.observed.clone(), view.everything.clone()
+    observed.edge_index = edge_index
+    of_unseen = (everything.edge_index >= view.num_observed).any(0)
+    everything.edge_index = torch.cat([edge_index, everything.edge_index[:, of_unseen]], dim=1)
+    return replace(view, observed=observed, everything=everything)
 
 
 def _check_test_graphs(graph: Data, test: Tensor, setting: Setting) -> None:

@@ -17,11 +17,11 @@ from limbeck.runtime.changes import (
     KeptChanges,
     NodeChange,
     NodeId,
-    open_changes,
 )
 from limbeck.runtime.explain import BandExplanation, StructureExplanation, explain_structure
 from limbeck.runtime.kernel import Routes
 from limbeck.runtime.live import LiveStructure
+from limbeck.runtime.places import open_changes
 from limbeck.runtime.predictor import BundledStudent, Nodes
 from limbeck.runtime.rows import CsrRows, Rows, check_rows
 from limbeck.runtime.structure import Edges

@@ -17,7 +17,7 @@ import numpy as np
 from limbeck.errors import LimbeckError, OptionError, nearest_name
 from limbeck.files import appearing_whole
 from limbeck.runtime import BundledStudent, OverlaidStudent, bundle_digest, load_bundle
-from limbeck.runtime.changes import is_redis
+from limbeck.runtime.places import is_redis
 from limbeck.serving.batching import Batcher
 from limbeck.serving.failures import Refusal
 from limbeck.serving.log import log

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from limbeck.runtime import load_bundle
-from limbeck.runtime.changes import is_redis, open_changes
+from limbeck.runtime.places import is_redis, open_changes
 from limbeck.serving.app import create_app
 from limbeck.serving.models import check_overlay
 from limbeck.serving.protocol import InferProtocol

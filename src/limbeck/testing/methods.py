@@ -9,7 +9,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from limbeck.errors import OptionError
-from limbeck.evaluation.protocol import Run, distill
+from limbeck.evaluation.distill import distill
+from limbeck.evaluation.protocol import Run
 from limbeck.graphs.sparse import is_csr, to_csr
 from limbeck.graphs.view import View, make_view
 from limbeck.methods import Method
