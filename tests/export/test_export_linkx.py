@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy_bundle import export_toy, neighbor_lists
 
 from limbeck.cli import run as cli
 from limbeck.errors import BundleError, OptionError, RequestError
-from limbeck.export import export_bundle
 from limbeck.export.linkx import fold_linkx, last_mlp
-from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import to_csr
 from limbeck.runtime import (
     BundledStudent,
@@ -73,27 +72,7 @@ def tables() -> dict[str, StructureTable]:
 
 
 def export(path: Path, student: LINKX, inputs: NodeInputs, **options: Any) -> Path:
-    return export_bundle(
-        path,
-        student=student,
-        inputs=inputs,
-        graph_info=GraphInfo("toy", "made by hand", "fixed", ("a", "b", "c"), np.arange(NODES)),
-        method="linkx",
-        student_name="linkx",
-        hyper_parameters={},
-        teacher={},
-        setting="transductive",
-        scores={},
-        fingerprint="",
-        counts={},
-        columns=torch.arange(NODES),
-        **options,
-    )
-
-
-def neighbor_lists(inputs: NodeInputs) -> list[list[int]]:
-    assert inputs.neighbors is not None
-    return [row.nonzero().flatten().tolist() for row in inputs.neighbors.to_dense()]
+    return export_toy(path, student, inputs, "linkx", **options)
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy_bundle import export_toy, neighbor_lists
 
 from limbeck.errors import BundleError
-from limbeck.export import export_bundle
 from limbeck.export.sums import fold_sum, summed
-from limbeck.graphs.info import GraphInfo
 from limbeck.graphs.sparse import to_csr
 from limbeck.runtime import BundledStudent, StructureExplanation, load_bundle, open_bundle
 from limbeck.runtime.bundle import parse_manifest
@@ -53,27 +52,7 @@ def build(norm: Norm = "none") -> NeighborMLP:
 
 
 def export(path: Path, student: NeighborMLP, **options: Any) -> Path:
-    return export_bundle(
-        path,
-        student=student,
-        inputs=known_nodes(),
-        graph_info=GraphInfo("toy", "made by hand", "fixed", ("a", "b", "c"), np.arange(NODES)),
-        method="limbeck",
-        student_name="neighbormlp",
-        hyper_parameters={},
-        teacher={},
-        setting="transductive",
-        scores={},
-        fingerprint="",
-        counts={},
-        columns=torch.arange(NODES),
-        **options,
-    )
-
-
-def lists_of(inputs: NodeInputs) -> list[list[int]]:
-    assert inputs.neighbors is not None
-    return [row.nonzero().flatten().tolist() for row in inputs.neighbors.to_dense()]
+    return export_toy(path, student, known_nodes(), "neighbormlp", **options)
 
 
 @pytest.fixture(params=["none", "batch", "layer"])
@@ -105,7 +84,7 @@ def test_scaled_features_and_any_norm(tmp_path: Path, norm: Norm) -> None:
     with torch.no_grad():
         expected = student(NodeInputs(read, neighbors=inputs.neighbors))
         alone = student.alone(NodeInputs(read))
-    x, lists = inputs.x.numpy(), lists_of(inputs)
+    x, lists = inputs.x.numpy(), neighbor_lists(inputs)
     np.testing.assert_allclose(bundle.predict_logits(x=x, neighbors=lists), expected, **CLOSE)
     np.testing.assert_allclose(bundle.predict_logits(x=x), alone, **CLOSE)
     np.testing.assert_allclose(bundle.predict_logits(range(NODES)), expected, **CLOSE)
@@ -114,12 +93,12 @@ def test_scaled_features_and_any_norm(tmp_path: Path, norm: Norm) -> None:
 def test_neighbours_are_explained(tmp_path: Path) -> None:
     student, inputs = build(), known_nodes()
     bundle: BundledStudent = load_bundle(export(tmp_path / "student", student))
-    found = bundle.explain(x=inputs.x.numpy(), neighbors=lists_of(inputs))
+    found = bundle.explain(x=inputs.x.numpy(), neighbors=neighbor_lists(inputs))
     assert isinstance(found, StructureExplanation)
     assert (found.gate, found.share) == (None, None)
     expected = student.explain(inputs).neighbors.to_dense()
     for node, effects in enumerate(found.neighbors):
-        assert sorted(effect.neighbor for effect in effects) == lists_of(inputs)[node]
+        assert sorted(effect.neighbor for effect in effects) == neighbor_lists(inputs)[node]
         for effect in effects:
             assert effect.change == pytest.approx(float(expected[node, effect.neighbor]), abs=1e-5)
 
