@@ -43,3 +43,25 @@ def test_beside_ours():
     first = next(p for p in pairs if p.published.method == "glnn")
     assert (first.published.mean, first.mean, first.num_seeds) == (80.54, 81.0, 1)
     assert next(p for p in pairs if p.published.method == "mlp").mean is None
+
+
+def test_a_committee_stands_for_its_member():
+    def row(method, accuracy, teacher):
+        names = {"graph": "cpf-cora", "setting": "transductive", "teacher": teacher, "seed": 0}
+        return {**names, "method": method, "test_accuracy": accuracy}
+
+    among = [
+        row("teacher", 0.83, "depths"),  # the best member, which need not be the paper's
+        row("teacher:sage", 0.82, "depths"),
+        row("teacher:gcnii", 0.83, "depths"),
+        row("glnn", 0.81, "depths"),
+    ]
+    others = [{**each, "teacher": "others"} for each in among if each["method"] != "teacher:sage"]
+
+    def first(rows, method):
+        return next(p.mean for p in beside(compare(rows)) if p.published.method == method)
+
+    assert first(among, "teacher") == 82.0
+    assert first(among, "glnn") == 81.0
+    assert first([*among, row("glnn", 0.7, "sage")], "glnn") == 70.0
+    assert beside(compare(others)) == []

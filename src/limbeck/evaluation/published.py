@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from limbeck.evaluation.compare import Cell, Comparison
+from limbeck.evaluation.compare import TEACHER, Cell, Comparison
 
 
 class Published(NamedTuple):
@@ -83,19 +83,24 @@ def beside(comparison: Comparison) -> list[Beside]:
     """Published numbers of the cells that a comparison has, each with ours of the same name.
 
     Names agree and little else needs to: code, versions, splits drawn from other seeds, and often
-    the tuning differ.
+    the tuning differ. Where no cell has the paper's teacher alone, one with a committee that it is in
+    stands for it: students learn there from the best member, or from all.
 
     Args:
         comparison: A comparison of ``test_accuracy``.
     """
     ours = {(s.cell, s.method): s for s in comparison.summaries}
-    cells = {cell for cell, _ in ours}
+    cells = list(dict.fromkeys(cell for cell, _ in ours))
     found = []
     for number in published():
-        cell = Cell(number.graph, number.setting, number.teacher)
-        if cell not in cells:
+        alone = Cell(number.graph, number.setting, number.teacher)
+        member = f"{TEACHER}:{number.teacher}"
+        among = (c for c in cells if c[:2] == alone[:2] and (c, member) in ours)
+        cell = alone if alone in cells else next(among, None)
+        if cell is None:
             continue
-        mine = ours.get((cell, number.method))
+        as_member = cell != alone and number.method == TEACHER
+        mine = ours.get((cell, member if as_member else number.method))
         found.append(
             Beside(number, None, None, 0)
             if mine is None
