@@ -83,7 +83,7 @@ def beside(comparison: Comparison) -> list[Beside]:
     """Published numbers of the cells that a comparison has, each with ours of the same name.
 
     Names agree and little else needs to: code, versions, splits drawn from other seeds, and often
-    the tuning differ. Where no cell has the paper's teacher alone, one with a committee that it is in
+    the tuning differ. Where no cell has the paper's teacher alone, one with a committee that has it
     stands for it: students learn there from the best member, or from all.
 
     Args:
