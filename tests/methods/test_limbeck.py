@@ -14,7 +14,9 @@ from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View, make_view
 from limbeck.methods.glnn import GLNN
 from limbeck.methods.limbeck import Limbeck
+from limbeck.methods.mlp import PlainMLP
 from limbeck.students import NodeInputs
+from limbeck.students.mlp import MLP
 from limbeck.students.neighbor_mlp import NeighborMLP
 from limbeck.students.structure_tables import FullTable, TiedTable
 from limbeck.teachers import knowledge_from
@@ -23,7 +25,8 @@ from limbeck.testing import check_method, small_graph
 from limbeck.training.loop import Checkpoint, seeded
 
 OPTIONS: dict[str, Any] = {"hidden_channels": 16, "max_epochs": 5, "dropout": 0.2}
-SMALL = Limbeck(**OPTIONS, encoding="spectral", dim=4)
+SMALL = Limbeck(**OPTIONS, encoding="spectral", dim=4, trust="always")
+CAREFUL = SMALL.replace(trust="validated", max_epochs=30)
 
 
 def viewed() -> tuple[View, FittedTeacher]:
@@ -70,14 +73,75 @@ def test_a_search_leaves_the_nodes_alone() -> None:
     view, teacher = viewed()
     found = SMALL.replace(dropout=0.6, lr=0.1, weight_decay=0.1, label_weight=0.5, temperature=2.0)
     assert found.alone == SMALL.alone == Limbeck(**OPTIONS, label_weight=0.5).alone
+    assert found.trust == "always"
     ours, changed = (distill(view, teacher, method, 0) for method in (SMALL, found))
     assert torch.equal(ours.answers.isolated, changed.answers.isolated)
     assert not torch.equal(ours.answers.unseen, changed.answers.unseen)
-    told = Limbeck(**OPTIONS, alone={"label_weight": 0.4, "dropout": 0.1})
+    told = Limbeck(**OPTIONS, alone={"label_weight": 0.4, "dropout": 0.1}, trust="always")
     assert Limbeck(**json.loads(told.model_dump_json())) == told
     other = distill(view, teacher, told, 0)
     glnn = distill(view, teacher, GLNN(**{**OPTIONS, "label_weight": 0.4, "dropout": 0.1}), 0)
     assert torch.equal(other.answers.isolated, glnn.answers.isolated)
+
+
+def taught_by(right: bool) -> tuple[View, FittedTeacher]:
+    """A view, and a teacher that is right about all validation nodes or about none."""
+    view, _ = viewed()
+    logits = torch.randn(120, 3, generator=torch.Generator().manual_seed(1))
+    y_val = view.observed.y[view.val]
+    said = y_val if right else (y_val + 1) % 3
+    logits[view.nodes[view.val], said] = 5.0  # a teacher of one's own numbers nodes as the graph
+    return view, knowledge_from(logits).fitted(view)
+
+
+def test_a_good_teacher_is_heard_as_ever() -> None:
+    view, teacher = taught_by(True)
+    ours, always = (
+        distill(view, teacher, CAREFUL.replace(trust=trust), 0) for trust in ("validated", "always")
+    )
+    assert torch.equal(ours.answers.unseen, always.answers.unseen)
+    assert torch.equal(ours.answers.isolated, always.answers.isolated)
+    assert len(ours.history.loss) > len(always.history.loss)  # the plain MLP is in it
+    assert ours.history.best_score == always.history.best_score
+
+
+def test_a_teacher_that_knows_less_than_labels_teaches_nothing() -> None:
+    view, bad = taught_by(False)
+    logits = torch.zeros(120, 3)
+    logits[view.nodes[: view.num_observed]] = 2.0 * bad.knowledge.logits
+    other_bad = knowledge_from(logits).fitted(view)
+    among_places = CAREFUL.replace(told=("positions",))
+    one, other = (distill(view, teacher, among_places, 0) for teacher in (bad, other_bad))
+    assert torch.equal(one.answers.unseen, other.answers.unseen)
+    assert torch.equal(one.answers.isolated, other.answers.isolated)
+    shared = {name: getattr(CAREFUL, name) for name in PlainMLP.model_fields}
+    plain = distill(view, None, PlainMLP(**shared), 0)
+    assert torch.equal(one.answers.isolated, plain.answers.isolated)
+    glnn = distill(view, bad, GLNN(**shared), 0)
+    assert not torch.equal(one.answers.isolated, glnn.answers.isolated)
+
+
+def test_without_a_teacher_neighbours_are_heard_only_if_they_help() -> None:
+    view, bad = taught_by(False)
+    # steps that are too small to see: the MLP of one of them learns, that of the other does not
+    deaf = distill(view, bad, CAREFUL.replace(lr=1e-9, alone={"lr": 0.01}), 0)
+    assert isinstance(deaf.student, MLP)
+    assert deaf.inputs.observed.neighbors is None
+    hearing = distill(view, bad, CAREFUL.replace(lr=0.01, alone={"lr": 1e-9}), 0)
+    assert isinstance(hearing.student, NeighborMLP)
+    assert hearing.inputs.observed.neighbors is not None
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("lr", [1e-9, 0.01])
+def test_the_best_score_is_that_of_the_student(right: bool, lr: float) -> None:
+    view, teacher = taught_by(right)
+    run = distill(view, teacher, CAREFUL.replace(lr=lr), 0)
+    answers = run.answers.observed[view.val].argmax(1)
+    assert run.history.best_score == pytest.approx(
+        (answers == view.observed.y[view.val]).float().mean().item()
+    )
+    assert run.history.val_score[run.history.best_epoch] == run.history.best_score
 
 
 def test_nobody_tells_of_himself(run: Run) -> None:

@@ -21,6 +21,7 @@ from limbeck.methods.base import (
     validation_accuracy,
 )
 from limbeck.methods.glnn import GLNN
+from limbeck.methods.mlp import PlainMLP
 from limbeck.students.inputs import inputs_of
 from limbeck.students.mlp import MLP
 from limbeck.students.neighbor_mlp import NeighborMLP
@@ -29,8 +30,10 @@ from limbeck.students.structure_tables import FullTable, StructureTable, TiedTab
 from limbeck.teachers.knowledge import Knowledge
 from limbeck.training.loop import Checkpoint
 from limbeck.training.options import Options
+from limbeck.training.tasks import task_of
 
 Told = Literal["answers", "positions", "features", "rows"]
+Trust = Literal["validated", "always"]
 
 
 class Alone(Options):
@@ -56,8 +59,15 @@ class Limbeck(GLNN):
     with standardised positions :math:`\tilde{\mathbf{p}}`. Nobody tells of himself, so what is
     learnt of a known node holds for a new one. The loss is GLNN's. Nodes without neighbours are
     answered by GLNN itself, trained first. The bundle holds the finished rows
-    :math:`\mathbf{V}[\cdot]`. No paper has it; what of it earned its place is in
-    ``docs/methods/limbeck.md``. Options beside those of :class:`~limbeck.methods.glnn.GLNN`:
+    :math:`\mathbf{V}[\cdot]`.
+
+    A teacher that knows less of the validation nodes than a plain MLP teaches nothing: then both
+    learn from labels alone, and neighbours are heard only if that is better on validation nodes,
+    else the student is the plain MLP. With soft labels the latter could not be asked: those of
+    validation nodes are learnt from, so they cannot say what holds for new ones.
+
+    No paper has it; what of it earned its place is in ``docs/methods/limbeck.md``. Options beside
+    those of :class:`~limbeck.methods.glnn.GLNN`:
 
     Args:
         num_layers: Number of linear maps of either MLP, at least 2.
@@ -70,6 +80,7 @@ class Limbeck(GLNN):
         alone: How the GLNN of nodes without neighbours is trained. By default with the options that
             the method is made with, but without hard labels; :meth:`replace`, and with it a search,
             which judges nodes among neighbours, leaves it as it is.
+        trust: Whether the teacher is heard only where it is ``"validated"``, or ``"always"``.
     """
 
     name: ClassVar[str] = "limbeck"
@@ -87,6 +98,7 @@ class Limbeck(GLNN):
     dim: PositiveInt = 64
     adj_norm: AdjNorm = "row"
     alone: Alone = Alone()
+    trust: Trust = "validated"
 
     @model_validator(mode="before")
     @classmethod
@@ -113,20 +125,33 @@ class Limbeck(GLNN):
     ) -> Distilled:
         """Train GLNN for nodes without neighbours, then the MLP of those that have some.
 
-        A run that is resumed trains GLNN again where that was finished, and goes on in the second.
+        Before both a plain MLP, to see whether the teacher is worth hearing. A run that is resumed
+        trains again what was finished before the stage that it was stopped in, and goes on there.
 
         Raises:
             TeacherError: There is no teacher to learn from.
         """
         if knowledge is None:
             raise TeacherError("method 'limbeck' learns from a teacher: give one.")
-        by_itself = {name: getattr(self, name) for name in GLNN.model_fields}
-        alone = GLNN(**{**by_itself, **self.alone.model_dump()}).distill(
-            view,
-            knowledge,
-            checkpoint=checkpoint and checkpoint.of_part("alone"),
-            progress=f"{progress}, alone" if progress else None,
+
+        def stage(name: str) -> dict[str, Any]:
+            return {
+                "checkpoint": checkpoint and checkpoint.of_part(name),
+                "progress": f"{progress}, {name}" if progress else None,
+            }
+
+        glnn = GLNN(
+            **{name: getattr(self, name) for name in GLNN.model_fields} | self.alone.model_dump()
         )
+        plain = None
+        if self.trust == "validated":
+            with torch.random.fork_rng(devices=[]):  # GLNN starts from the seed, to the bit
+                labels = PlainMLP(**{name: getattr(glnn, name) for name in PlainMLP.model_fields})
+                plain = labels.distill(view, **stage("labels alone"))
+        if plain is None or plain.history.best_score <= _teachers_score(view, knowledge):
+            learner, alone = self, glnn.distill(view, knowledge, **stage("alone"))
+        else:
+            learner, alone = self.replace(label_weight=1.0), plain
         inputs = inputs_of(view, neighbors=True)
         known = inputs.observed
         table = self.build_table(view, known.x, knowledge)
@@ -134,13 +159,17 @@ class Limbeck(GLNN):
         student.alone.requires_grad_(False)
         among = self.fit(
             student,
-            self.losses(student, known, view, knowledge),
+            learner.losses(student, known, view, knowledge),
             validation_accuracy(student, known, view),
-            checkpoint=checkpoint and checkpoint.of_part("among neighbours"),
-            progress=progress,
+            **stage("among neighbours"),
         )
         student.alone.requires_grad_(True)
-        return Distilled(student.eval(), alone.history.followed_by(among), inputs)
+        if alone is plain and alone.history.best_score >= among.best_score:
+            return Distilled(plain.student, plain.history.followed_by(among), plain.inputs)
+        history = among.preceded_by(alone.history)
+        if plain is not None and plain is not alone:
+            history = history.preceded_by(plain.history)
+        return Distilled(student.eval(), history, inputs)
 
     def build_table(self, view: View, x: Tensor, knowledge: Knowledge) -> StructureTable:
         """What each observed node tells, as a table.
@@ -164,3 +193,9 @@ class Limbeck(GLNN):
             return FullTable(view.num_observed, self.hidden_channels)
         told = torch.cat(parts, dim=1)
         return TiedTable(told, self.hidden_channels, corrected="rows" in self.told)
+
+
+def _teachers_score(view: View, knowledge: Knowledge) -> float:
+    """What the teacher itself has of the validation nodes."""
+    y_val = view.observed.y[view.val]
+    return task_of(y_val).score(knowledge.logits[view.val], y_val)

@@ -51,6 +51,14 @@ class History:
             notes=self.notes + second.notes,
         )
 
+    def preceded_by(self, first: History) -> History:
+        """The epochs of both stages of a training in a row; the best one is that of this stage."""
+        return replace(
+            first.followed_by(self),
+            best_epoch=len(first.val_score) + self.best_epoch,
+            best_score=self.best_score,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Beside:
