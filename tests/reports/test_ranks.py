@@ -1,6 +1,7 @@
 """The diagram of ranks: a file that is XML, with every student where its rank is."""
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 from limbeck.evaluation.compare import CriticalDifference
@@ -31,3 +32,12 @@ def test_the_note():
         "Friedman's test over 4 cells: p = 0.018; critical difference of mean ranks "
         "(Nemenyi, 5 %): 1.66. Not told apart, each from first to last in rank: a – b<c."
     )
+
+
+def test_ticks_of_many_students_do_not_run_into_each_other():
+    names = tuple(f"student {i}" for i in range(23))
+    ranks = tuple(1.0 + i for i in range(23))
+    svg = ranks_svg(CriticalDifference(names, ranks, 24, 7.1, 0.05, 0.01, ()))
+    ticks = [float(x) for x in re.findall(r'<text x="([\d.]+)"[^>]*>\d+</text>', svg)]
+    assert 2 < len(ticks) <= 17
+    assert min(b - a for a, b in pairwise(ticks)) > 20  # two digits of 13 pixels

@@ -345,3 +345,11 @@ def test_colours_are_those_of_the_method_everywhere():
     assert colors["teacher:gcn"] == colors["teacher"]
     both = Colors(["teacher", "teacher:gcn", "teacher:sage", "mlp"])
     assert len({both.dash(name) for name in ("teacher", "teacher:gcn", "teacher:sage")}) == 3
+    assert len({both.symbol(name) for name in ("teacher", "teacher:gcn", "teacher:sage")}) == 3
+
+
+def test_no_two_of_many_methods_look_alike():
+    names = ["teacher", "teacher:gcn", *(f"student {i}" for i in range(40))]
+    colors = Colors(names)
+    assert len({(colors[name], colors.symbol(name)) for name in names}) == len(names)
+    assert len({(colors[name], colors.dash(name)) for name in names}) == len(names)

@@ -169,7 +169,7 @@ def agreement(by_method: Mapping[str, Sequence[Row]], colors: Colors) -> Figure 
             y=[percent(statistics.fmean(s for _, s in both))],
             mode="markers",
             name=method,
-            marker={"size": 11, "color": colors[method]},
+            marker={"size": 11, "color": colors[method], "symbol": colors.symbol(method)},
             hovertemplate=f"{method}<br>agrees %{{x:.1f}} %, right %{{y:.1f}} %<extra></extra>",
         )
     if len(drawn.data) < 2:

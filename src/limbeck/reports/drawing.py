@@ -83,6 +83,14 @@ class Colors:
             return kinds[1 + self._members[method] % 3]
         return kinds[self._places.get(method, 0) // len(PALETTE) % len(kinds)]
 
+    def symbol(self, method: str) -> str:
+        """Its marker, which tells methods apart whose colours are alike, and teachers from all."""
+        if is_teacher(method):
+            kinds = ("diamond", "diamond-open", "diamond-cross", "diamond-tall")
+            return kinds[(1 + self._members[method] % 3) if method in self._members else 0]
+        kinds = ("circle", "square", "triangle-up", "cross")
+        return kinds[self._places.get(method, 0) // len(PALETTE) % len(kinds)]
+
 
 def empty_plot(x: str, y: str, *, log_y: bool = False) -> go.Figure:
     """A plot without data.

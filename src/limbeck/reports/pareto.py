@@ -86,12 +86,14 @@ def pareto(points: Sequence[Point], axis: str, colors: Colors, where: str) -> Fi
             x=[short(point.cost)],
             y=[percent(point.score)],
             error_y=None if spread is None else {**spread, "thickness": 1, "width": 3},
-            mode="markers",
+            mode="markers+text" if point in best else "markers",
+            text=[point.method] if point in best else None,
+            textposition="top left",
             name=point.method,
             marker={
                 "size": 11,
                 "color": colors[point.method],
-                "symbol": "diamond" if is_teacher(point.method) else "circle",
+                "symbol": colors.symbol(point.method),
                 "line": {"width": 2 if point in best else 0, "color": TEACHER_COLOR},
             },
             hovertemplate=f"{point.method}<br>%{{x:,}} · %{{y:.2f}} %<extra></extra>",
@@ -110,7 +112,7 @@ def pareto(points: Sequence[Point], axis: str, colors: Colors, where: str) -> Fi
 
 def _log_ticks(low: float, high: float) -> dict[str, Any]:
     """Ticks at 1, 2 and 5 times powers of ten around some values, and the range that holds them."""
-    low, high = low / 1.3, high * 1.3
+    low, high = low / 2, high * 1.3  # names stand to the left of the front
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     at = [step * 10.0**power for power in powers for step in (1, 2, 5)]
     at = [value for value in at if low <= value <= high]

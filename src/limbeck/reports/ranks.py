@@ -14,6 +14,8 @@ from limbeck.evaluation.compare import CriticalDifference
 WIDTH = 760
 MARGIN = 190
 """Room for names on either side of the line."""
+MOST_TICKS = 16
+"""Most steps from one end of the line to the other; more would run into each other."""
 _LINE, _ROW = 64, 22
 
 
@@ -41,7 +43,7 @@ def ranks_svg(critical: CriticalDifference, *, color: str = "currentColor") -> s
         _line(x(low), _LINE, x(high), _LINE),
         *(
             _line(x(rank), _LINE - 6, x(rank), _LINE) + _text(x(rank), _LINE - 11, str(rank))
-            for rank in range(low, high + 1)
+            for rank in range(low, high + 1, math.ceil((high - low) / MOST_TICKS))
         ),
         _text((left + right) / 2, 12, "mean rank, 1 is best"),
     ]
