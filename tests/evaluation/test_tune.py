@@ -72,13 +72,13 @@ def test_a_table_tunes_once_per_graph_and_cut(tmp_path, monkeypatch) -> None:
     import limbeck.evaluation.bench as bench_module
 
     calls = []
-    real = bench_module.best_candidate
+    real = bench_module.drawn_best
 
-    def counted(method, changes, cases):
+    def counted(method, trials, seed, cases):
         calls.append((method.name, *(case.view.seed for case in cases)))
-        return real(method, changes, cases)
+        return real(method, trials, seed, cases)
 
-    monkeypatch.setattr(bench_module, "best_candidate", counted)
+    monkeypatch.setattr(bench_module, "drawn_best", counted)
     options = {**QUICK, "seeds": 2, "methods": ("glnn",), "trials": 2}
     table = run_bench(Bench(**options), tmp_path)
     assert calls == [("glnn", 1000)]

@@ -10,6 +10,7 @@ import torch
 from limbeck.errors import OptionError, TeacherError
 from limbeck.evaluation.distill import distill
 from limbeck.evaluation.protocol import Run
+from limbeck.evaluation.tune import tune
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View, make_view
 from limbeck.methods.glnn import GLNN
@@ -142,6 +143,32 @@ def test_the_best_score_is_that_of_the_student(right: bool, lr: float) -> None:
         (answers == view.observed.y[view.val]).float().mean().item()
     )
     assert run.history.val_score[run.history.best_epoch] == run.history.best_score
+
+
+def test_parts_are_made_with_the_same_options() -> None:
+    made = Limbeck(**OPTIONS, lr=0.02, label_weight=0.5)
+    assert made.parts() == {
+        "alone": GLNN(**OPTIONS, lr=0.02),
+        "plain": PlainMLP(**OPTIONS, lr=0.02),
+    }
+    assert made.replace(trust="always", lr=0.1).parts() == {"alone": GLNN(**OPTIONS, lr=0.02)}
+    other = made.with_part("alone", GLNN(**OPTIONS, lr=0.3, label_weight=0.1))
+    assert other.parts()["alone"] == GLNN(**OPTIONS, lr=0.3, label_weight=0.1)
+    assert other.parts()["plain"] == made.parts()["plain"]
+    assert other.replace(alone=made.alone) == made
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_search_settles_the_parts_as_if_they_were_alone(right: bool) -> None:
+    view, teacher = taught_by(right)
+    made = CAREFUL.replace(max_epochs=8, alone={"lr": 1e-9}, plain={"lr": 1e-9})
+    ours = tune(view, teacher, made, 4)
+    assert ours.name == "limbeck"
+    by_itself = made.parts()["alone" if right else "plain"]
+    theirs = tune(view, teacher, by_itself, 4)
+    assert theirs != by_itself  # what is drawn is better than what was made
+    one, other = distill(view, teacher, ours, 0), distill(view, teacher, theirs, 0)
+    assert torch.equal(one.answers.isolated, other.answers.isolated)
 
 
 def test_nobody_tells_of_himself(run: Run) -> None:

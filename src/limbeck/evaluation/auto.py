@@ -66,14 +66,16 @@ logger = logging.getLogger(__name__)
 LATENCY_SECONDS = 1.0
 """Time spent on measuring one shape of student; half of it on nodes that arrive as rows."""
 
-METHODS = ("glnn", "krd", "nosmog", "rbm", "sa-mlp")
-"""What is searched by default: an MLP, one taught by reliable nodes, one that reads positions,
-experts, and one that reads its neighbours' ids."""
+METHODS = ("glnn", "limbeck", "mlp", "rbm", "sa-mlp")
+"""What is searched by default: an MLP with a teacher, one that also hears what neighbours are, one
+without a teacher, which some graphs mislead, experts, and one that reads its neighbours' ids."""
 
 UNTEACHED = ("mlp",)
 """What is searched by default without a teacher."""
 
-OWN_OPTIONS: dict[str, dict[str, Any]] = {"nosmog": {"encoding": "spectral"}}
+OWN_OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"encoding": "spectral"} for name in ("limbeck", "nosmog")
+}
 """Options that differ from the presets: spectral positions need no further library."""
 
 JOURNAL = "search.journal"
@@ -87,7 +89,7 @@ class Auto(Options):
         budget_us: Most microseconds that the answer for one new node may take.
         min_agreement: Least agreement with the teacher on validation nodes.
         max_bytes: Most bytes of the bundle.
-        methods: Names of methods; ``glnn``, ``krd``, ``nosmog``, ``rbm`` and ``sa-mlp`` by
+        methods: Names of methods; ``glnn``, ``limbeck``, ``mlp``, ``rbm`` and ``sa-mlp`` by
             default, ``mlp`` without a teacher.
         widths: Widths of the students' hidden layers.
         trials: Candidates of all rounds together; they are shared out evenly. The first round
@@ -96,7 +98,7 @@ class Auto(Options):
         reduction: What share of a width's candidates goes on: one of so many, rounded up.
         seeds: Paired seeds that the finalists are trained with, from the seed of the run on.
         method_options: Options per method that differ from its presets and are not searched.
-            Positions of NOSMOG are spectral unless they say otherwise.
+            Positions are spectral unless they say otherwise.
         folder: Where finished trainings are kept, so that a search goes on where it stopped;
             ``None`` keeps nothing.
     """

@@ -41,7 +41,7 @@ from limbeck.evaluation.probe import probe
 from limbeck.evaluation.protocol import Run
 from limbeck.evaluation.routing import routes, routing_diagnostics
 from limbeck.evaluation.teachers_by_degree import teachers_by_degree
-from limbeck.evaluation.tune import Case, best_candidate, candidates
+from limbeck.evaluation.tune import Case, best_candidate, drawn_best
 from limbeck.evaluation.visible import diagnostics, reliabilities, training_curve
 from limbeck.files import appearing_whole
 from limbeck.graphs.load import load_graph
@@ -346,8 +346,11 @@ def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
             for seed in range(bench.tuning_seed, bench.tuning_seed + bench.tuning_seeds):
                 view = make_view(graph, group.settings[0], seed, unseen=bench.unseen)
                 cases.append(Case(view, tuple(_fit_teachers(bench, group, view, seed)), seed))
-            drawn = named or candidates(method, bench.trials, bench.tuning_seed)
-            kept = best_candidate(method, drawn, cases)
+            kept = (
+                best_candidate(method, named, cases)
+                if named
+                else drawn_best(method, bench.trials, bench.tuning_seed, cases)
+            )
             _write_text(file, json.dumps(kept.model_dump(mode="json"), sort_keys=True))
     return type(method)(**json.loads(file.read_text()))
 

@@ -59,9 +59,7 @@ def tune(
         teacher = () if teacher is None else (teacher,)
     if trials == 1:
         return method
-    return best_candidate(
-        method, candidates(method, trials, seed), [Case(view, tuple(teacher), seed)]
-    )
+    return drawn_best(method, trials, seed, [Case(view, tuple(teacher), seed)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +75,20 @@ class Case:
     view: View
     teachers: tuple[FittedTeacher, ...]
     seed: int
+
+
+def drawn_best(method: Method, trials: int, seed: int, cases: Sequence[Case]) -> Method:
+    """The best of some drawn candidates, after those of the method's parts.
+
+    Args:
+        method: The method with the options to start from.
+        trials: Candidates of each part, and of the method.
+        seed: Draws the candidates.
+        cases: What each is trained on, at least one.
+    """
+    for name, part in method.parts().items():
+        method = method.with_part(name, drawn_best(part, trials, seed, cases))
+    return best_candidate(method, candidates(method, trials, seed), cases)
 
 
 def best_candidate(

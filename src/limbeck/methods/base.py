@@ -119,6 +119,26 @@ class Method(Options, ABC):
             space.update(vars(base).get("searched", {}))
         return space
 
+    def parts(self) -> dict[str, Method]:
+        """Methods that train a part of the student by themselves, by the name of their options.
+
+        A search settles each of them first, on its own validation score and with as many trials;
+        :meth:`with_part` takes what it found.
+        """
+        return {}
+
+    def with_part(self, name: str, part: Method) -> Self:
+        """This method with the options of a part.
+
+        Args:
+            name: A key of :meth:`parts`.
+            part: The part; what it has beyond the options of that name stays its own.
+        """
+        own: Options = getattr(self, name)
+        return self.replace(
+            **{name: {each: getattr(part, each) for each in type(own).model_fields}}
+        )
+
     @abstractmethod
     def distill(
         self,

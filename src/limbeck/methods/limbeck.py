@@ -15,6 +15,7 @@ from limbeck.graphs.positions import Encoding, PositionOptions, positions_of
 from limbeck.graphs.view import View
 from limbeck.methods.base import (
     Distilled,
+    Method,
     PositiveInt,
     Probability,
     Share,
@@ -36,13 +37,18 @@ Told = Literal["answers", "positions", "features", "rows"]
 Trust = Literal["validated", "always"]
 
 
-class Alone(Options):
-    """How the GLNN of nodes without neighbours is trained; see the options of that name there."""
+class Plain(Options):
+    """How the MLP that a teacher has to beat is trained; see the options of that name there."""
 
     dropout: Probability = 0.0
     input_dropout: Probability = 0.0
     lr: float = Field(default=0.01, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
+
+
+class Alone(Plain):
+    """How the GLNN of nodes without neighbours is trained; see the options of that name there."""
+
     label_weight: Share = 0.0
     temperature: float = Field(default=1.0, gt=0)
 
@@ -78,8 +84,9 @@ class Limbeck(GLNN):
         adj_norm: Whether the sum over neighbours is divided by their number (``"row"``), its root
             (``"sqrt-degree"``), or not (``"none"``).
         alone: How the GLNN of nodes without neighbours is trained. By default with the options that
-            the method is made with, but without hard labels; :meth:`replace`, and with it a search,
-            which judges nodes among neighbours, leaves it as it is.
+            the method is made with, but without hard labels; :meth:`replace` leaves it as it is.
+        plain: How the plain MLP is trained; by default with the options that the method is made
+            with, too.
         trust: Whether the teacher is heard only where it is ``"validated"``, or ``"always"``.
     """
 
@@ -98,15 +105,18 @@ class Limbeck(GLNN):
     dim: PositiveInt = 64
     adj_norm: AdjNorm = "row"
     alone: Alone = Alone()
+    plain: Plain = Plain()
     trust: Trust = "validated"
 
     @model_validator(mode="before")
     @classmethod
-    def _alone_as_made(cls, given: dict[str, Any]) -> dict[str, Any]:
-        if "alone" in given:
-            return given
-        taken = set(given) & set(Alone.model_fields) - {"label_weight"}
-        return {**given, "alone": {name: given[name] for name in taken}}
+    def _parts_as_made(cls, given: dict[str, Any]) -> dict[str, Any]:
+        made = {
+            "alone": set(given) & set(Alone.model_fields) - {"label_weight"},
+            "plain": set(given) & set(Plain.model_fields),
+        }
+        parts = {part: {name: given[name] for name in names} for part, names in made.items()}
+        return {**parts, **given}
 
     @field_validator("told")
     @classmethod
@@ -114,6 +124,14 @@ class Limbeck(GLNN):
         if len(set(told)) < len(told):
             raise PydanticCustomError("told_twice", "each part may be named once")
         return told
+
+    def parts(self) -> dict[str, Method]:
+        """GLNN of nodes alone and, where the teacher is validated, the MLP that it has to beat."""
+        shared = {name: getattr(self, name) for name in Method.model_fields}
+        parts: dict[str, Method] = {"alone": GLNN(**{**shared, **self.alone.model_dump()})}
+        if self.trust == "validated":
+            parts["plain"] = PlainMLP(**{**shared, **self.plain.model_dump()})
+        return parts
 
     def distill(
         self,
@@ -140,16 +158,12 @@ class Limbeck(GLNN):
                 "progress": f"{progress}, {name}" if progress else None,
             }
 
-        glnn = GLNN(
-            **{name: getattr(self, name) for name in GLNN.model_fields} | self.alone.model_dump()
-        )
-        plain = None
-        if self.trust == "validated":
+        parts, plain = self.parts(), None
+        if "plain" in parts:
             with torch.random.fork_rng(devices=[]):  # GLNN starts from the seed, to the bit
-                labels = PlainMLP(**{name: getattr(glnn, name) for name in PlainMLP.model_fields})
-                plain = labels.distill(view, **stage("labels alone"))
+                plain = parts["plain"].distill(view, None, **stage("labels alone"))
         if plain is None or plain.history.best_score <= _teachers_score(view, knowledge):
-            learner, alone = self, glnn.distill(view, knowledge, **stage("alone"))
+            learner, alone = self, parts["alone"].distill(view, knowledge, **stage("alone"))
         else:
             learner, alone = self.replace(label_weight=1.0), plain
         inputs = inputs_of(view, neighbors=True)
