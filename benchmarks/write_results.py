@@ -80,7 +80,7 @@ def calibration(rows: list[dict]) -> str:
 
 
 def took(spent: list[dict]) -> str:
-    """A sentence on the wall-clock time of the whole table, teachers and searches included."""
+    """A sentence on the wall-clock time of all calls; cells that were made anew count each time."""
     if not spent:
         return ""
     minutes = sum(call["seconds"] for call in spent) / 60
@@ -88,7 +88,7 @@ def took(spent: list[dict]) -> str:
     cells = sum(call["cells"] for call in spent)
     calls = f" in {len(spent)} calls" if len(spent) > 1 else ""
     return (
-        f"{cells} trainings, their teachers, searches and latencies took {minutes:.0f} minutes of "
+        f"{cells} cells, with their searches and latencies, took {minutes:.0f} minutes of "
         f"{workers} processes{calls}."
     )
 

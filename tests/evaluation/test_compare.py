@@ -147,6 +147,13 @@ def test_no_teacher_no_gap_to_it() -> None:
     assert (first.gap_to_teacher, first.gap_to_teacher_cell) == (None, None)
 
 
+def test_rounding_breaks_no_tie() -> None:
+    cell = Cell("g", "transductive", "sage")
+    thirds = [1 / 3, 2 / 3, 0.1]
+    rows = rows_of(cell, teacher=[0.5] * 3, a=thirds, b=[0.1, 1 / 3, 2 / 3], c=[1.1 / 3] * 3)
+    assert [standing.mean_rank for standing in standings(rows)] == [2.0, 2.0, 2.0]
+
+
 def test_ranks_are_taken_in_cells_that_have_every_method() -> None:
     runs = [*RUNS, *rows_of(Cell("actor", "inductive", "sage"), mlp=[0.9], glnn=[0.1])]
 
