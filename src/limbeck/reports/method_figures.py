@@ -143,7 +143,7 @@ def _bands(method: str, report: Row) -> Figure | None:
         showlegend=False,
         hovertemplate="%{x}: %{y:.1f} %<extra></extra>",
     )
-    drawn.update_xaxes(title="band of the framelet transform, and the plain features")
+    drawn.update_xaxes(title="framelet band, or the plain features")
     homophily = report.get("edge_homophily")
     text = (
         "The low-pass band is what neighbours have in common, the others are how they differ. A "

@@ -44,7 +44,8 @@
     plot.classList.add("drawn");
     const names = traces.filter((trace) => trace.name && trace.showlegend !== false).length;
     const longest = Math.max(...traces.map((trace) => (trace.name || "").length));
-    const across = Math.max(1, Math.floor((plot.clientWidth - 80) / (8 * longest + 52)));
+    const letter = 0.55 * (phone() ? 11 : 13);
+    const across = Math.max(1, Math.floor((plot.clientWidth - 80) / (letter * longest + 48)));
     const styled = themed(layout);
     const below = names > 1 ? 21 * Math.ceil(names / across) + 8 : 0;
     styled.height = (layout.height || 420) + below;
