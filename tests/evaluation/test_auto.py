@@ -9,7 +9,7 @@ import limbeck
 from limbeck.cli import run
 from limbeck.errors import OptionError, OutputError, TeacherError
 from limbeck.evaluation import auto as auto_module
-from limbeck.evaluation.auto import Auto, _Entry, _Trained, exhaustive, promoted, search
+from limbeck.evaluation.auto import Auto, _Entry, _Trained, exhaustive, promoted, search, suggest
 from limbeck.evaluation.choice import Limits
 from limbeck.graphs.view import make_view
 from limbeck.methods import make_method
@@ -66,6 +66,23 @@ def test_a_training_comes_back_from_its_record():
     again = _Trained.from_record(trained.to_record())
     assert again.correct.tolist() == trained.correct.tolist()
     assert (again.agreement, again.seconds, again.reads_edges) == (None, 1.5, True)
+
+
+def test_values_that_are_no_scalars_can_be_searched_and_found_again(tmp_path):
+    storage = auto_module._storage(tmp_path)
+    values = (("answers",), ("answers", "rows"))
+    study = auto_module.optuna.create_study(storage=storage)
+    drawn = []
+    for _ in range(8):
+        trial = study.ask()
+        drawn.append((suggest(trial, "told", values), suggest(trial, "lr", (0.1, 0.2))))
+        study.tell(trial, 0.5)
+    assert {told for told, _ in drawn} == set(values)
+    again = auto_module.optuna.load_study(
+        study_name=study.study_name, storage=auto_module._storage(tmp_path)
+    )
+    params = [trial.params for trial in again.trials]
+    assert [(values[p["told, place"]], p["lr"]) for p in params] == drawn
 
 
 def test_options_of_one_method_leave_those_of_another_alone():

@@ -73,9 +73,7 @@ without a teacher, which some graphs mislead, experts, and one that reads its ne
 UNTEACHED = ("mlp",)
 """What is searched by default without a teacher."""
 
-OWN_OPTIONS: dict[str, dict[str, Any]] = {
-    name: {"encoding": "spectral"} for name in ("limbeck", "nosmog")
-}
+OWN_OPTIONS: dict[str, dict[str, Any]] = {"nosmog": {"encoding": "spectral"}}
 """Options that differ from the presets: spectral positions need no further library."""
 
 JOURNAL = "search.journal"
@@ -98,7 +96,7 @@ class Auto(Options):
         reduction: What share of a width's candidates goes on: one of so many, rounded up.
         seeds: Paired seeds that the finalists are trained with, from the seed of the run on.
         method_options: Options per method that differ from its presets and are not searched.
-            Positions are spectral unless they say otherwise.
+            Positions of NOSMOG are spectral unless they say otherwise.
         folder: Where finished trainings are kept, so that a search goes on where it stopped;
             ``None`` keeps nothing.
     """
@@ -381,7 +379,7 @@ class _Search:
         if options == "preset":
             return method
         space = {key: of for key, of in method.search_space().items() if key not in taken}
-        drawn = {key: trial.suggest_categorical(f"{name}: {key}", of) for key, of in space.items()}
+        drawn = {key: suggest(trial, f"{name}: {key}", of) for key, of in space.items()}
         return method.replace(**drawn)
 
     # --- halving ------------------------------------------------------------------------------
@@ -576,6 +574,13 @@ def _cut_torn_line(journal: Path) -> None:
 
 def _unwritable(folder: Path | None, error: OSError) -> OutputError:
     return OutputError(f"{folder} cannot be written ({error.strerror or error}).")
+
+
+def suggest(trial: optuna.Trial, name: str, values: tuple[Any, ...]) -> Any:
+    """A value of an option; by its place where the journal cannot hold the value itself."""
+    if all(value is None or isinstance(value, bool | int | float | str) for value in values):
+        return trial.suggest_categorical(name, values)
+    return values[trial.suggest_categorical(f"{name}, place", tuple(range(len(values))))]
 
 
 def _sampler(number: int, parts: list[int]) -> optuna.samplers.BaseSampler:

@@ -56,16 +56,15 @@ class Alone(Plain):
 class Limbeck(GLNN):
     r"""GLNN whose first layer also reads what is known of a node's neighbours.
 
-    A neighbour tells the teacher's answer for it and where it stands in the graph,
+    A neighbour tells the teacher's answer for it,
 
     .. math::
         \mathbf{h}_i = \mathbf{W}_X \mathbf{x}_i + \mathbf{b}
-        + \frac{1}{\deg_i} \sum_j A_{ij} \mathbf{V} [\sigma(\mathbf{t}_j) ; \tilde{\mathbf{p}}_j],
+        + \frac{1}{\deg_i} \sum_j A_{ij} \mathbf{V} \sigma(\mathbf{t}_j).
 
-    with standardised positions :math:`\tilde{\mathbf{p}}`. Nobody tells of himself, so what is
-    learnt of a known node holds for a new one. The loss is GLNN's. Nodes without neighbours are
-    answered by GLNN itself, trained first. The bundle holds the finished rows
-    :math:`\mathbf{V}[\cdot]`.
+    Nobody tells of himself, so what is learnt of a known node holds for a new one. The loss is
+    GLNN's. Nodes without neighbours are answered by GLNN itself, trained first. The bundle holds
+    the finished rows :math:`\mathbf{V} \sigma(\mathbf{t}_j)`.
 
     A teacher that knows less of the validation nodes than a plain MLP teaches nothing: then both
     learn from labels alone, and neighbours are heard only if that is better on validation nodes,
@@ -77,7 +76,7 @@ class Limbeck(GLNN):
 
     Args:
         num_layers: Number of linear maps of either MLP, at least 2.
-        told: What a neighbour tells, at least one of: the teacher's ``"answers"``,
+        told: What a neighbour tells, at least one of: the teacher's ``"answers"``, standardised
             ``"positions"``, ``"features"``, and ``"rows"``, learnt for each node.
         encoding: Which positions: ``"deepwalk"`` (needs the extra ``positions``) or ``"spectral"``.
         dim: Width of a position.
@@ -91,16 +90,12 @@ class Limbeck(GLNN):
     """
 
     name: ClassVar[str] = "limbeck"
-    title: ClassVar[str] = "ours: GLNN that hears its neighbours' positions and teacher's answers"
+    title: ClassVar[str] = "ours: GLNN that hears the teacher's answers for its neighbours"
     paper: ClassVar[str] = "ours: docs/methods/limbeck.md"
     tasks: ClassVar[tuple[TaskName, ...]] = ("classes",)
-    searched: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "told": (("answers", "positions"), ("answers", "positions", "rows")),
-        "label_weight": (0.0, 0.1, 0.5),
-    }
 
     num_layers: Annotated[int, Field(ge=2)] = 2
-    told: Annotated[tuple[Told, ...], Field(min_length=1)] = ("answers", "positions")
+    told: Annotated[tuple[Told, ...], Field(min_length=1)] = ("answers",)
     encoding: Encoding = "deepwalk"
     dim: PositiveInt = 64
     adj_norm: AdjNorm = "row"
