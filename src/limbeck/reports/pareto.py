@@ -80,14 +80,15 @@ def pareto(points: Sequence[Point], axis: str, colors: Colors, where: str) -> Fi
         line={"shape": "hv", "dash": "dot", "width": 2, "color": TEACHER_COLOR},
         hoverinfo="skip",
     )
+    named = [point for point in best if not is_teacher(point.method)]  # theirs are diamonds
     for point in points:
         spread = None if point.std is None else {"type": "data", "array": [percent(point.std)]}
         drawn.add_scatter(
             x=[short(point.cost)],
             y=[percent(point.score)],
             error_y=None if spread is None else {**spread, "thickness": 1, "width": 3},
-            mode="markers+text" if point in best else "markers",
-            text=[point.method] if point in best else None,
+            mode="markers+text" if point in named else "markers",
+            text=[point.method] if point in named else None,
             textposition="top left",
             name=point.method,
             marker={
@@ -112,7 +113,7 @@ def pareto(points: Sequence[Point], axis: str, colors: Colors, where: str) -> Fi
 
 def _log_ticks(low: float, high: float) -> dict[str, Any]:
     """Ticks at 1, 2 and 5 times powers of ten around some values, and the range that holds them."""
-    low, high = low / 2, high * 1.3  # names stand to the left of the front
+    low, high = low / 2.5, high * 1.3  # names stand to the left of the front
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     at = [step * 10.0**power for power in powers for step in (1, 2, 5)]
     at = [value for value in at if low <= value <= high]
