@@ -1,4 +1,4 @@
-"""Turn a finished table into the Markdown page that is committed beside its configuration.
+"""Turn a finished table into the page and the rows that are committed beside its configuration.
 
 limbeck bench --config benchmarks/cpf.yaml --workers 2 --out runs/cpf
 python benchmarks/write_results.py benchmarks/cpf.yaml runs/cpf
@@ -22,6 +22,9 @@ from limbeck.evaluation.compare import Comparison, compare
 from limbeck.evaluation.published import beside
 from limbeck.reports.ranks import ranks_svg
 from limbeck.reports.tables import to_markdown
+
+LARGE = ("slices", "routing", "framelets", "attention", "curve", "reliability", "diagnostics")
+"""Columns that only a report reads; the rows that are committed are without them."""
 
 PACKAGES = ("torch", "torch-geometric", "numpy", "scipy", "scikit-learn", "onnxruntime")
 
@@ -133,7 +136,8 @@ def main() -> None:
     parts = [
         f"# {name}",
         f"`limbeck bench --config benchmarks/{arguments.config.name} --out runs/{name}`, then "
-        f"`python benchmarks/write_results.py benchmarks/{arguments.config.name} runs/{name}`.",
+        f"`python benchmarks/write_results.py benchmarks/{arguments.config.name} runs/{name}`; "
+        f"all {len(rows)} rows: [{name}.parquet]({name}.parquet).",
         f"Seeds {seeds}; Python {platform.python_version()}, limbeck {limbeck.__version__}, "
         f"{versions}; CPU, 2 cores ({platform.machine()}).",
         took(spent),
@@ -143,6 +147,8 @@ def main() -> None:
         costs(rows),
         printed(comparison),
     ]
+    rows_only = table.drop_columns([column for column in LARGE if column in table.column_names])
+    pq.write_table(rows_only, results / f"{name}.parquet", compression="zstd")
     target = results / f"{name}.md"
     target.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     print(target)
