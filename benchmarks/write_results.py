@@ -2,6 +2,9 @@
 
 limbeck bench --config benchmarks/cpf.yaml --workers 2 --out runs/cpf
 python benchmarks/write_results.py benchmarks/cpf.yaml runs/cpf
+
+A large table is collected graph by graph: rows of graphs that the folder does not hold are taken
+from those that are committed, and the page says what was made when with what.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ import json
 import platform
 import statistics
 from collections import defaultdict
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-import limbeck
 from limbeck.evaluation.bench import MARKER
 from limbeck.evaluation.compare import Comparison, compare
 from limbeck.evaluation.published import beside
@@ -25,8 +29,8 @@ from limbeck.reports.tables import to_markdown
 
 LARGE = ("slices", "routing", "framelets", "attention", "curve", "reliability", "diagnostics")
 """Columns that only a report reads; the rows that are committed are without them."""
-
-PACKAGES = ("torch", "torch-geometric", "numpy", "scipy", "scikit-learn", "onnxruntime")
+MADE = b"made"
+"""Key of the committed rows' metadata that says what made them."""
 
 
 def costs(rows: list[dict]) -> str:
@@ -82,6 +86,39 @@ def calibration(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def collected(runs: Path, committed: Path) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """The rows of a folder, with those committed of other graphs, and what made each of them."""
+    table = pq.read_table(runs / "runs.parquet")
+    table = table.drop_columns([column for column in LARGE if column in table.column_names])
+    graphs = list(dict.fromkeys(table["graph"].to_pylist()))
+    about = json.loads((runs / MARKER).read_text())
+    made = [{**{key: about[key] for key in ("limbeck", "versions", "spent")}, "graphs": graphs}]
+    if committed.is_file():
+        before = pq.read_table(committed)
+        others = before.filter(pc.invert(pc.is_in(before["graph"], pa.array(graphs))))
+        if others.num_rows:
+            table = pa.concat_tables([others.replace_schema_metadata(None), table])
+            kept = json.loads((before.schema.metadata or {})[MADE])
+            left = [
+                {**one, "graphs": [g for g in one["graphs"] if g not in graphs]} for one in kept
+            ]
+            made = [*(one for one in left if one["graphs"]), *made]
+    return table.replace_schema_metadata({MADE: json.dumps(made)}), made
+
+
+def provenance(made: list[dict[str, Any]], seeds: list[int]) -> str:
+    """What each piece of the table was made with, and in what time."""
+    lines = []
+    for one in made:
+        versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
+        of = "" if len(made) == 1 else f" ({', '.join(one['graphs'])})"
+        lines.append(
+            f"limbeck {one['limbeck']}, {versions}; CPU, 2 cores ({platform.machine()}){of}. "
+            f"{took(one['spent'])}"
+        )
+    return "\n\n".join([f"Seeds {seeds}.", *lines])
+
+
 def took(spent: list[dict]) -> str:
     """A sentence on the wall-clock time of all calls; cells that were made anew count each time."""
     if not spent:
@@ -119,36 +156,31 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("runs", type=Path)
     arguments = parser.parse_args()
-    table = pq.read_table(arguments.runs / "runs.parquet")
+    name = arguments.config.stem
+    results = Path(__file__).with_name("results")
+    table, made = collected(arguments.runs, results / f"{name}.parquet")
     rows = table.to_pylist()
     seeds = sorted({row["seed"] for row in rows})
-    name = arguments.config.stem
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     comparison = compare(table)
-    results = Path(__file__).with_name("results")
     diagram = ""
     if comparison.critical is not None:
         (results / f"{name}.ranks.svg").write_text(
             ranks_svg(comparison.critical, color="#6b7280"), encoding="utf-8"
         )
         diagram = f"![Mean ranks and what they do not tell apart]({name}.ranks.svg)"
-    spent = json.loads((arguments.runs / MARKER).read_text()).get("spent", [])
     parts = [
         f"# {name}",
         f"`limbeck bench --config benchmarks/{arguments.config.name} --out runs/{name}`, then "
         f"`python benchmarks/write_results.py benchmarks/{arguments.config.name} runs/{name}`; "
         f"all {len(rows)} rows: [{name}.parquet]({name}.parquet).",
-        f"Seeds {seeds}; Python {platform.python_version()}, limbeck {limbeck.__version__}, "
-        f"{versions}; CPU, 2 cores ({platform.machine()}).",
-        took(spent),
+        provenance(made, seeds),
         to_markdown(comparison).rstrip(),
         diagram,
         calibration(rows),
         costs(rows),
         printed(comparison),
     ]
-    rows_only = table.drop_columns([column for column in LARGE if column in table.column_names])
-    pq.write_table(rows_only, results / f"{name}.parquet", compression="zstd")
+    pq.write_table(table, results / f"{name}.parquet", compression="zstd")
     target = results / f"{name}.md"
     target.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     print(target)
