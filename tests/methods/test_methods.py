@@ -25,7 +25,6 @@ FITTING = {
     "nosmog": {"encoding": "spectral", "dim": 4},
     "rbm": {"pretrain_epochs": 2},
     "moe": {"pretrain_epochs": 2},
-    "limbeck": {"encoding": "spectral", "dim": 4},
     "fmlp-o": {"batch_size": None},
     "fmlp-s": {"batch_size": None},
 }

@@ -147,9 +147,11 @@ def with_noise_on_unseen(graph: Data, view: View) -> Data:
 
 
 def same_weights(one: Run, other: Run) -> bool:
-    """Whether two students are equal to the bit."""
+    """Whether two students are equal to the bit, and of one form."""
     theirs: dict[str, Tensor] = other.student.state_dict()
     mine: dict[str, Tensor] = one.student.state_dict()
+    if mine.keys() != theirs.keys():
+        return False
     return all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
