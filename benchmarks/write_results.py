@@ -92,7 +92,15 @@ def collected(runs: Path, committed: Path) -> tuple[pa.Table, list[dict[str, Any
     table = table.drop_columns([column for column in LARGE if column in table.column_names])
     graphs = list(dict.fromkeys(table["graph"].to_pylist()))
     about = json.loads((runs / MARKER).read_text())
-    made = [{**{key: about[key] for key in ("limbeck", "versions", "spent")}, "graphs": graphs}]
+    spent = [call for call in about["spent"] if set(call.get("graphs", graphs)) & set(graphs)]
+    made = [
+        {
+            "limbeck": about["limbeck"],
+            "versions": about["versions"],
+            "spent": spent,
+            "graphs": graphs,
+        }
+    ]
     if committed.is_file():
         before = pq.read_table(committed)
         others = before.filter(pc.invert(pc.is_in(before["graph"], pa.array(graphs))))

@@ -38,6 +38,7 @@ def test_a_row_per_cell_and_no_cell_twice(tmp_path, monkeypatch):
     (spent,) = json.loads((tmp_path / "out/bench.json").read_text())["spent"]
     assert spent["cells"] == 2 * 2 * 3  # two cuts, two seeds, the teacher and two students
     assert spent["workers"] == 1
+    assert spent["graphs"] == ["digits"]
     assert spent["seconds"] > 0
 
     again = run_bench(Bench(**QUICK), tmp_path / "out")

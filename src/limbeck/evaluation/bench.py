@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from importlib.metadata import version
@@ -134,7 +134,7 @@ def run_bench(
     """
     bench.check_names()
     folder = _prepare(bench, Path(out))
-    spent = _Spent(folder, workers)
+    spent = _Spent(folder, workers, bench.graphs)
     plan = list(groups(bench))
     for done, group in enumerate(_compute(bench, folder, plan, workers), start=1):
         spent.note()
@@ -562,13 +562,15 @@ def _digest(parts: list[Any]) -> str:
 class _Spent:
     """Keeps in ``bench.json`` how long each call took that computed cells, costs included.
 
-    Written after each group, so a call that was killed is short of what it was then computing.
+    A folder may be filled graph by graph, so each call names its graphs. Written after each group:
+    a call that was killed is short of what it was then computing.
     """
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, graphs: Sequence[str]) -> None:
         self.folder = folder
         self.marker = folder / MARKER
         self.workers = workers
+        self.graphs = list(graphs)
         self.started = time.monotonic()
         self.before = json.loads(self.marker.read_text()).get("spent", [])
         self.there = self._cells()
@@ -579,7 +581,12 @@ class _Spent:
         if cells == 0:
             return
         seconds = round(time.monotonic() - self.started, 1)
-        this = {"seconds": seconds, "workers": self.workers, "cells": cells}
+        this = {
+            "seconds": seconds,
+            "workers": self.workers,
+            "cells": cells,
+            "graphs": self.graphs,
+        }
         about = {**json.loads(self.marker.read_text()), "spent": [*self.before, this]}
         _write_text(self.marker, json.dumps(about))
 
