@@ -2,7 +2,9 @@
 
 limbeck bench --config benchmarks/core.yaml --workers 2 --out runs/core
 python benchmarks/write_results.py benchmarks/core.yaml runs/core
-python benchmarks/everything.py
+python benchmarks/everything.py core full full_imdb
+
+Each table that is named has been written the way the first two lines write core.yaml's.
 
 The means of each graph are in the tables that are named; this page ranks, tells graphs apart on
 which a teacher is worth hearing, and sets the own student beside GLNN and beside what papers print.

@@ -67,8 +67,9 @@ LATENCY_SECONDS = 1.0
 """Time spent on measuring one shape of student; half of it on nodes that arrive as rows."""
 
 METHODS = ("glnn", "limbeck", "mlp", "rbm", "sa-mlp")
-"""What is searched by default: an MLP with a teacher, one that also hears what neighbours are, one
-without a teacher, which some graphs mislead, experts, and one that reads its neighbours' ids."""
+"""What is searched by default: an MLP with a teacher, one that also hears what
+the teacher answers for its neighbours, one without a teacher, which some graphs mislead, experts,
+and one that reads its neighbours' ids."""
 
 UNTEACHED = ("mlp",)
 """What is searched by default without a teacher."""

@@ -87,7 +87,8 @@ class Bench(Options):
         unseen: Share of test nodes cut away in all settings but the transductive one.
         trials: Candidates that each method trains per graph and cut, of which the best on
             validation nodes is what the table holds, see :func:`~limbeck.evaluation.tune.tune`;
-            1 takes the options as they are.
+            a method whose parts are trained by themselves has as many for each of them. 1 takes
+            the options as they are.
         tuning_seed: Seed of the split, the teacher and the students that candidates are compared
             on; best one that the table does not hold.
         tuning_seeds: Number of such seeds, counted from ``tuning_seed``; candidates are compared by

@@ -122,8 +122,9 @@ class Method(Options, ABC):
     def parts(self) -> dict[str, Method]:
         """Methods that train a part of the student by themselves, by the name of their options.
 
-        A search settles each of them first, on its own validation score and with as many trials;
-        :meth:`with_part` takes what it found.
+        The ``trials`` of a table settle each of them first, on its own validation score and with as
+        many trials; :meth:`with_part` takes what they found. A variant's ``candidates`` and
+        ``method="auto"`` leave them as they are.
         """
         return {}
 

@@ -90,7 +90,6 @@ class FittedTeacher:
         options: Its hyper-parameters, for the record.
         num_parameters: Number of trained parameters, ``None`` if not known.
         train_seconds: Time its training took, ``None`` if not known.
-        val_accuracy: Accuracy on validation nodes, ``None`` if not known.
     """
 
     name: str
