@@ -59,7 +59,8 @@ def trained(
     kind: type[Method] = LINKXOnLabels if linkx else StructureAwareMLP
     if ours:
         # their teacher is drawn: validated, it would not be heard, and neighbours neither
-        kind, options = Limbeck, {"encoding": "spectral", "dim": 4, "trust": "always", **options}
+        heard = {"trust": "always", "hear": "always"}
+        kind, options = Limbeck, {"encoding": "spectral", "dim": 4, **heard, **options}
     method = kind(hidden_channels=16, max_epochs=6, **options)
     return distill(view, teacher if method.needs_teacher else None, method, 0)
 

@@ -26,16 +26,16 @@ from limbeck.testing import check_method, small_graph
 from limbeck.training.loop import Checkpoint, seeded
 
 OPTIONS: dict[str, Any] = {"hidden_channels": 16, "max_epochs": 5, "dropout": 0.2}
-SMALL = Limbeck(**OPTIONS, encoding="spectral", dim=4, trust="always")
-CAREFUL = SMALL.replace(trust="validated", max_epochs=30)
+SMALL = Limbeck(**OPTIONS, encoding="spectral", dim=4, trust="always", hear="always")
+CAREFUL = SMALL.replace(trust="validated", hear="validated", max_epochs=30)
 
 
-def viewed() -> tuple[View, FittedTeacher]:
+def viewed(setting: str = "inductive") -> tuple[View, FittedTeacher]:
     """A view of a graph of which two observed nodes have no edges, and what a teacher says."""
     graph = small_graph()
     ends = graph.edge_index
     graph.edge_index = ends[:, (ends != 0).all(0) & (ends != 1).all(0)]
-    view = make_view(graph, "inductive", 0)
+    view = make_view(graph, setting, 0)
     generator = torch.Generator().manual_seed(0)
     return view, knowledge_from(torch.randn(120, 3, generator=generator)).fitted(view)
 
@@ -85,9 +85,9 @@ def test_a_search_leaves_the_nodes_alone() -> None:
     assert torch.equal(other.answers.isolated, glnn.answers.isolated)
 
 
-def taught_by(right: bool) -> tuple[View, FittedTeacher]:
+def taught_by(right: bool, setting: str = "inductive") -> tuple[View, FittedTeacher]:
     """A view, and a teacher that is right about all validation nodes or about none."""
-    view, _ = viewed()
+    view, _ = viewed(setting)
     logits = torch.randn(120, 3, generator=torch.Generator().manual_seed(1))
     y_val = view.observed.y[view.val]
     said = y_val if right else (y_val + 1) % 3
@@ -133,10 +133,32 @@ def test_without_a_teacher_neighbours_are_heard_only_if_they_help() -> None:
     assert hearing.inputs.observed.neighbors is not None
 
 
+def test_where_no_node_is_unseen_neighbours_are_heard_only_if_they_help() -> None:
+    view, good = taught_by(True, "transductive")
+    # one learns, the other's steps are too small to see
+    careful = CAREFUL.replace(plain={"lr": 1e-9})
+    small_steps = careful.replace(lr=1e-9, alone={"lr": 0.01})
+    deaf = distill(view, good, small_steps, 0)
+    assert isinstance(deaf.student, MLP)
+    glnn = distill(view, good, small_steps.parts()["alone"], 0)
+    assert torch.equal(deaf.answers.observed, glnn.answers.observed)
+    hearing = distill(view, good, careful.replace(lr=0.01, alone={"lr": 1e-9}), 0)
+    assert isinstance(hearing.student, NeighborMLP)
+    always = careful.replace(lr=1e-9, alone={"lr": 0.01}, hear="always")
+    assert isinstance(distill(view, good, always, 0).student, NeighborMLP)
+
+
+def test_of_unseen_nodes_validation_nodes_cannot_tell() -> None:
+    view, good = taught_by(True)
+    method = CAREFUL.replace(lr=1e-9, alone={"lr": 0.01}, plain={"lr": 1e-9})
+    assert isinstance(distill(view, good, method, 0).student, NeighborMLP)
+
+
 @pytest.mark.parametrize("right", [True, False])
 @pytest.mark.parametrize("lr", [1e-9, 0.01])
-def test_the_best_score_is_that_of_the_student(right: bool, lr: float) -> None:
-    view, teacher = taught_by(right)
+@pytest.mark.parametrize("setting", ["inductive", "transductive"])
+def test_the_best_score_is_that_of_the_student(right: bool, lr: float, setting: str) -> None:
+    view, teacher = taught_by(right, setting)
     run = distill(view, teacher, CAREFUL.replace(lr=lr), 0)
     answers = run.answers.observed[view.val].argmax(1)
     assert run.history.best_score == pytest.approx(
@@ -283,6 +305,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
         ({"adj_norm": "column"}, "adj_norm"),
         ({"num_layers": 1}, "num_layers"),
         ({"dim": 0}, "dim"),
+        ({"hear": "never"}, "hear"),
         ({"neighbor_dropout": 0.5}, "neighbor_dropout"),
         ({"alone": {"dropout": 1.5}}, "option 'dropout' of Alone is 1.5: input should be less"),
         ({"alone": {"width": 8}}, "unknown option 'width' of Alone: Choose from dropout"),

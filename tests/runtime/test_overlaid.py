@@ -31,7 +31,7 @@ CLOSE: dict[str, float] = {"rtol": 1e-5, "atol": 1e-5}
 KINDS: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "sa-mlp": (StructureAwareMLP, {}),
     "linkx": (LINKXOnLabels, {}),
-    "limbeck": (Limbeck, {"trust": "always"}),
+    "limbeck": (Limbeck, {"trust": "always", "hear": "always"}),
 }
 
 

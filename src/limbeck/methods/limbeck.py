@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -35,6 +36,7 @@ from limbeck.training.tasks import task_of
 
 Told = Literal["answers", "positions", "features", "rows"]
 Trust = Literal["validated", "always"]
+Hear = Literal["validated", "always"]
 
 
 class Plain(Options):
@@ -67,9 +69,12 @@ class Limbeck(GLNN):
     the finished rows :math:`\mathbf{V} \sigma(\mathbf{t}_j)`.
 
     A teacher that knows less of the validation nodes than a plain MLP teaches nothing: then both
-    learn from labels alone, and neighbours are heard only if that is better on validation nodes,
-    else the student is the plain MLP. With soft labels the latter could not be asked: those of
-    validation nodes are learnt from, so they cannot say what holds for new ones.
+    learn from labels alone.
+
+    Where validation nodes can tell, neighbours are heard only if that is better on them; else the
+    student is the MLP of nodes alone. They can where labels alone are learnt, and where no node is
+    unseen: all nodes are like them then, their soft labels learnt. Of unseen nodes they say nothing
+    once their own soft labels are learnt; there neighbours are always heard.
 
     No paper has it; what of it earned its place is in ``docs/methods/limbeck.md``. Options beside
     those of :class:`~limbeck.methods.glnn.GLNN`:
@@ -87,6 +92,8 @@ class Limbeck(GLNN):
         plain: How the plain MLP is trained; by default with the options that the method is made
             with, too.
         trust: Whether the teacher is heard only where it is ``"validated"``, or ``"always"``.
+        hear: Whether neighbours are heard, where validation nodes can tell, only if it is
+            ``"validated"``, or ``"always"``.
     """
 
     name: ClassVar[str] = "limbeck"
@@ -102,6 +109,7 @@ class Limbeck(GLNN):
     alone: Alone = Alone()
     plain: Plain = Plain()
     trust: Trust = "validated"
+    hear: Hear = "validated"
 
     @model_validator(mode="before")
     @classmethod
@@ -173,12 +181,15 @@ class Limbeck(GLNN):
             **stage("among neighbours"),
         )
         student.alone.requires_grad_(True)
-        if alone is plain and alone.history.best_score >= among.best_score:
-            return Distilled(plain.student, plain.history.followed_by(among), plain.inputs)
-        history = among.preceded_by(alone.history)
-        if plain is not None and plain is not alone:
-            history = history.preceded_by(plain.history)
-        return Distilled(student.eval(), history, inputs)
+        asked = self.hear == "validated" and (alone is plain or not view.has_unseen)
+        if asked and alone.history.best_score >= among.best_score:
+            followed = alone.history.followed_by(among)
+            found = Distilled(alone.student.eval(), followed, alone.inputs)
+        else:
+            found = Distilled(student.eval(), among.preceded_by(alone.history), inputs)
+        if plain is None or plain is alone:
+            return found
+        return replace(found, history=found.history.preceded_by(plain.history))
 
     def build_table(self, view: View, x: Tensor, knowledge: Knowledge) -> StructureTable:
         """What each observed node tells, as a table.
