@@ -138,6 +138,30 @@ def test_another_cell_and_another_cost(page):
     assert page.complaints == []
 
 
+def test_a_cell_without_a_cost_does_not_choose_for_others(browser, tmp_path):
+    rows = some_rows()
+    for row in rows:
+        if row["graph"] == "cpf-citeseer":
+            row["latency_us_b1"] = row["latency_us_b256"] = None
+    report = write_report([table_of(tmp_path / "runs", rows)], tmp_path / "report.html")
+    opened = browser.new_page()
+    opened.set_default_timeout(PATIENCE_MS)
+    opened.goto(report.as_uri())
+    axis, choice = opened.locator("#cell-axis"), opened.locator("#cell-choice")
+
+    def against(graph):
+        choice.select_option(f"{graph} / transductive / sage")
+        return axis.input_value()
+
+    first = against("cpf-cora")
+    assert "latency" in first
+    assert "latency" not in against("cpf-citeseer")
+    assert against("cpf-cora") == first
+    axis.select_option("pareto-parameters")
+    assert against("cpf-citeseer") == against("cpf-cora") == "pareto-parameters"
+    opened.close()
+
+
 def test_light_and_dark(page):
     dark = page.scheme == "dark"
 

@@ -93,18 +93,21 @@
   // accuracy against a cost: one cost at a time
   const costs = (figures, select, holder) => {
     const axes = new Map(figures.map(({ kind, figure }) => [kind, figure.layout.xaxis.title.text]));
-    const kept = select.value;
+    const chosen = select.dataset.chosen; // by the reader; another cell may not have it
     select.replaceChildren(...[...axes].map(([kind, name]) => {
       const option = element("option", "", name);
       option.value = kind;
       return option;
     }));
-    if (axes.has(kept)) select.value = kept;
+    if (axes.has(chosen)) select.value = chosen;
     const update = () => {
       clear(holder);
       figures.filter(({ kind }) => kind === select.value).forEach((figure) => show(holder, figure));
     };
-    select.onchange = update;
+    select.onchange = () => {
+      select.dataset.chosen = select.value;
+      update();
+    };
     select.closest(".controls").hidden = axes.size < 2;
     update();
   };
