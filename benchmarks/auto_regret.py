@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbeck.evaluation.auto import Auto, exhaustive, search
+from limbeck.evaluation.auto import METHODS, Auto, exhaustive, search
 from limbeck.evaluation.choice import Choice, gap_to
 from limbeck.evaluation.distill import distill
 from limbeck.graphs.load import load_graph
@@ -42,10 +42,7 @@ SPACE: dict[str, Any] = {
     "trials": 30,
     "rounds": 1,
     "seeds": 2,
-    "method_options": {
-        name: {"max_epochs": 100, "patience": 30}
-        for name in ("glnn", "limbeck", "mlp", "rbm", "sa-mlp")
-    },
+    "method_options": {name: {"max_epochs": 100, "patience": 30} for name in METHODS},
 }
 
 

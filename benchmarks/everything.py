@@ -20,9 +20,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limbeck.evaluation.compare import Cell, Comparison, compare
+from limbeck.evaluation.compare import Cell, Comparison, compare, is_teacher
 from limbeck.evaluation.published import published
 from limbeck.reports.ranks import ranks_svg
+from limbeck.reports.tables import standings_to_markdown
 
 RESULTS = Path(__file__).with_name("results")
 OWN = "limbeck"
@@ -53,23 +54,7 @@ def in_percent(comparison: Comparison) -> Means:
 
 def ranks(title: str, comparison: Comparison) -> str:
     """Mean ranks and gaps of one group of cells."""
-    cells = comparison.standings[0].num_cells
-    lines = [
-        f"## {title}: {cells} cells",
-        "",
-        "| method | mean rank | mean gap to the best | largest gap | where |",
-        "|---|---|---|---|---|",
-    ]
-    for standing in comparison.standings:
-        cell = standing.gap_to_best_cell
-        lines.append(
-            f"| {standing.method} | {standing.mean_rank:.2f} | "
-            f"{100 * standing.mean_gap_to_best:.2f} | {100 * standing.gap_to_best:.1f} | "
-            f"{cell.graph}, {cell.setting} |"
-        )
-    if comparison.critical is not None:
-        lines += ["", f"Critical difference {comparison.critical.distance:.2f}."]
-    return "\n".join(lines)
+    return f"## {title}\n\n{standings_to_markdown(comparison)}"
 
 
 def own(comparison: Comparison, means: Means) -> str:
@@ -86,13 +71,13 @@ def own(comparison: Comparison, means: Means) -> str:
         "|" + "---|" * 10,
     ]
     for cell, by_method in means.items():
-        students = {m: v for m, (v, _) in by_method.items() if not m.startswith("teacher")}
+        students = {m: v for m, (v, _) in by_method.items() if not is_teacher(m)}
         order = sorted(students, key=lambda method: -students[method])
         rank = 1 + sum(value > students[OWN] for value in students.values())
         there = [
             number
             for number in published()
-            if (number.graph, number.setting) == cell[:2] and number.method != "teacher"
+            if (number.graph, number.setting) == cell[:2] and not is_teacher(number.method)
         ]
         theirs = max(there, key=lambda number: number.mean, default=None)
         d = apart[cell]

@@ -35,8 +35,7 @@ from limbeck.training.options import Options
 from limbeck.training.tasks import task_of
 
 Told = Literal["answers", "positions", "features", "rows"]
-Trust = Literal["validated", "always"]
-Hear = Literal["validated", "always"]
+When = Literal["validated", "always"]
 
 
 class Plain(Options):
@@ -108,8 +107,8 @@ class Limbeck(GLNN):
     adj_norm: AdjNorm = "row"
     alone: Alone = Alone()
     plain: Plain = Plain()
-    trust: Trust = "validated"
-    hear: Hear = "validated"
+    trust: When = "validated"
+    hear: When = "validated"
 
     @model_validator(mode="before")
     @classmethod

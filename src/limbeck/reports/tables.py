@@ -71,14 +71,25 @@ def to_markdown(comparison: Comparison) -> str:
             drawn(*_differences(comparison, differences)),
             f"*{_interval_note(comparison)}*",
         ]
-    parts.append("### Mean rank and worst gaps")
+    parts += ["### Mean rank and worst gaps", standings_to_markdown(comparison)]
+    return "\n\n".join(parts) + "\n"
+
+
+def standings_to_markdown(comparison: Comparison) -> str:
+    """Write the mean ranks and worst gaps of a comparison as Markdown.
+
+    Args:
+        comparison: What :func:`limbeck.evaluation.compare.compare` found.
+
+    Returns:
+        A table with a row for each student, and what to know of it; or that there is none.
+    """
+    parts = [_NO_STANDINGS]
     if comparison.standings:
-        parts += [_markdown_table(*_standings(comparison)), f"*{_standing_note(comparison)}*"]
-    else:
-        parts.append(_NO_STANDINGS)
+        parts = [_markdown_table(*_standings(comparison)), f"*{_standing_note(comparison)}*"]
     if comparison.critical is not None:
         parts.append(critical_note(comparison.critical))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def to_terminal(comparison: Comparison) -> Table:
