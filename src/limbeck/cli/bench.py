@@ -42,7 +42,8 @@ def bench(
         settings: Settings, separated by commas.
         teachers: Teachers, separated by commas.
         seeds: Number of seeds, from 0.
-        trials: Candidates that each method trains per graph and cut, chosen on validation.
+        trials: Candidates that each method trains per graph and cut, chosen on validation; a
+            method whose parts are trained by themselves has as many for each of them.
         diagnostics: Describe where students of experts send nodes, the gates
             and energies of framelet students, and what else a report shows.
         latency: Measure the exported students' latency.

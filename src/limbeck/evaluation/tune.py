@@ -49,7 +49,8 @@ def tune(
         view: What may be seen.
         teacher: The teacher of the view, or several; ``None`` for a method that needs none.
         method: The method with the options to start from, which are the first candidate.
-        trials: How many candidates are trained, at least 1.
+        trials: How many candidates are trained, at least 1; a method whose parts are trained by
+            themselves has as many for each of them.
         seed: Draws the candidates and trains each of them.
 
     Returns:
