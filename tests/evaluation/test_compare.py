@@ -161,6 +161,23 @@ def test_ranks_are_taken_in_cells_that_have_every_method() -> None:
     assert standings([*rows_of(CORA, mlp=[0.5]), *rows_of(TEXAS, glnn=[0.5])]) == []
 
 
+def test_committees_may_have_other_members() -> None:
+    depths = {"teacher": [0.8], "teacher:sage": [0.8], "glnn": [0.5], "mlp": [0.4], "rbm": [0.6]}
+    types = {"teacher": [0.8], "teacher:rgcn": [0.8], "glnn": [0.6], "mlp": [0.4], "rbm": [0.5]}
+    runs = [*rows_of(CORA, **depths), *rows_of(TEXAS, **types)]
+    assert [(s.method, s.mean_rank) for s in standings(runs)] == [
+        ("glnn", 1.5),
+        ("rbm", 1.5),
+        ("mlp", 3.0),
+    ]
+    assert critical_difference(runs) is not None
+
+
+def test_a_cell_without_the_teacher_of_others_is_not_ranked() -> None:
+    runs = [*rows_of(CORA, teacher=[0.8], mlp=[0.5]), *rows_of(TEXAS, mlp=[0.5])]
+    assert [standing.num_cells for standing in standings(runs)] == [1]
+
+
 def test_a_gap_below_the_teacher_is_positive_and_above_it_negative() -> None:
     found = {s.method: s for s in standings(rows_of(CORA, teacher=[0.8], mlp=[0.5], rbm=[0.9]))}
 

@@ -78,8 +78,8 @@ none for one seed.*
 | glnn | 1.50 | 2 | 12.50 | 25.00 (texas, inductive, sage) | 10.00 (cora, inductive, sage) |
 
 *Rank by mean among the students, 1 is best, ties share their mean rank; over the 2 cells that \
-have every method. Gaps in percentage points, in the cell where they are largest; negative: above \
-the teacher.*
+have every student and the teacher. Gaps in percentage points, in the cell where they are largest; \
+negative: above the teacher.*
 """
     )
 
@@ -103,7 +103,7 @@ def test_missing_methods_leave_a_dash_and_no_ranks() -> None:
     found = to_markdown(compare([*rows_of("cora", mlp=[0.5]), *rows_of("texas", glnn=[0.5])]))
 
     assert "| cora | inductive | 1 | **50.00 ± 0.00** | – |" in found
-    assert "No cell has every method: there are no mean ranks." in found
+    assert "No cell has every student and the teacher: there are no mean ranks." in found
 
 
 def test_best_students_that_tie_are_all_bold() -> None:
@@ -169,4 +169,6 @@ def test_terminal_takes_brackets_in_a_name_as_they_are() -> None:
 def test_terminal_says_why_there_are_no_ranks() -> None:
     runs = [*rows_of("cora", mlp=[0.5]), *rows_of("texas", glnn=[0.5])]
 
-    assert "No cell has every method" in shown(standings_to_terminal(compare(runs)))
+    assert "No cell has every student and the teacher" in shown(
+        standings_to_terminal(compare(runs))
+    )

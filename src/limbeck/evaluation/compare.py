@@ -91,7 +91,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Standing:
-    """A student method over all complete cells, those that have every method.
+    """A student method over all complete cells, those that have every student and the teacher.
 
     Args:
         method: The method.
@@ -158,7 +158,8 @@ class Comparison:
             order of appearance.
         summaries: One per cell and method.
         differences: One per cell and method to each reference, by the reference's name.
-        standings: One per student, best mean rank first; empty if no cell has every method.
+        standings: One per student, best mean rank first; empty if no cell has every student and
+            the teacher.
         confidence: Level of the intervals.
         degenerate: Cells and methods whose loss the frozen-student probe brought to nothing, in the
             median over the seeds; see :mod:`limbeck.evaluation.probe`.
@@ -305,15 +306,15 @@ def paired_differences(
 
 
 def standings(runs: Runs, metric: str = "test_accuracy") -> list[Standing]:
-    """Mean rank and gaps of every student over the cells that have every method.
+    """Mean rank and gaps of every student over the cells that have every student and the teacher.
 
     Args:
         runs: The runs; those whose metric is null are left out.
         metric: One of :data:`METRICS`.
 
     Returns:
-        One per student, best mean rank first; none if no cell has every method, as ranks from
-        different sets of methods do not compare.
+        One per student, best mean rank first; none if no cell has every student and the teacher,
+        as ranks from different sets of methods do not compare.
 
     Raises:
         OptionError: If the metric is unknown.
@@ -322,7 +323,7 @@ def standings(runs: Runs, metric: str = "test_accuracy") -> list[Standing]:
     figures = _figures(runs, metric)
     methods = _methods(figures)
     students = [method for method in methods if not is_teacher(method)]
-    cells = [cell for cell, by_method in figures.items() if len(by_method) == len(methods)]
+    cells = _complete(figures, methods)
     if not cells or not students:
         return []
     means = _means(figures, cells, students)  # [cells, students]
@@ -353,7 +354,7 @@ def standings(runs: Runs, metric: str = "test_accuracy") -> list[Standing]:
 def critical_difference(
     runs: Runs, metric: str = "test_accuracy", *, alpha: float = 0.05
 ) -> CriticalDifference | None:
-    """Test the students' mean ranks over the cells that have every method.
+    """Test the students' mean ranks over the cells that have every student and the teacher.
 
     Args:
         runs: The runs; those whose metric is null are left out.
@@ -372,7 +373,7 @@ def critical_difference(
     figures = _figures(runs, metric)
     methods = _methods(figures)
     students = [method for method in methods if not is_teacher(method)]
-    cells = [cell for cell, by_method in figures.items() if len(by_method) == len(methods)]
+    cells = _complete(figures, methods)
     k, n = len(students), len(cells)
     if k < 3 or n < 2:
         return None
@@ -388,6 +389,12 @@ def critical_difference(
     return CriticalDifference(
         names, values, n, distance, alpha, p_value, _cliques(names, values, distance)
     )
+
+
+def _complete(figures: _Figures, methods: Sequence[str]) -> list[Cell]:
+    """Cells that have every student and the teacher; which members a committee has is its own."""
+    ranked = {method for method in methods if method == TEACHER or not is_teacher(method)}
+    return [cell for cell, by_method in figures.items() if ranked <= by_method.keys()]
 
 
 def _cliques(

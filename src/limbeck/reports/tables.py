@@ -134,7 +134,7 @@ def standings_to_terminal(comparison: Comparison) -> Table:
     return _terminal_table("Mean rank and worst gaps", header, cells, note)
 
 
-_NO_STANDINGS = "No cell has every method: there are no mean ranks."
+_NO_STANDINGS = "No cell has every student and the teacher: there are no mean ranks."
 
 
 def _means(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -250,8 +250,9 @@ def _interval_note(comparison: Comparison) -> str:
 def _standing_note(comparison: Comparison) -> str:
     return (
         "Rank by mean among the students, 1 is best, ties share their mean rank; over the "
-        f"{comparison.standings[0].num_cells} cells that have every method. Gaps in percentage "
-        "points, in the cell where they are largest; negative: above the teacher."
+        f"{comparison.standings[0].num_cells} cells that have every student and the teacher. "
+        "Gaps in percentage points, in the cell where they are largest; negative: above the "
+        "teacher."
     )
 
 
