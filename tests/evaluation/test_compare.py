@@ -178,6 +178,20 @@ def test_a_cell_without_the_teacher_of_others_is_not_ranked() -> None:
     assert [standing.num_cells for standing in standings(runs)] == [1]
 
 
+def test_ranks_compare_seeds_that_all_methods_have() -> None:
+    # b is 0.1 behind on every common seed and alone has the third, which is easy
+    runs = rows_of(CORA, teacher=[0.8, 0.8], a=[0.6, 0.6], b=[0.5, 0.5, 0.8], c=[0.4, 0.4])
+    found = {s.method: s for s in standings(runs)}
+    assert [found[name].mean_rank for name in "abc"] == [1, 2, 3]
+    assert found["b"].gap_to_best == pytest.approx(0.1)
+    assert critical_difference([*runs, *rows_of(TEXAS, teacher=[1.0], a=[1.0], b=[0.0], c=[0.5])])
+
+
+def test_no_seed_in_common_no_rank() -> None:
+    early, late = rows_of(CORA, a=[0.5, 0.6]), rows_of(CORA, b=[0.5, 0.6, 0.7])
+    assert standings([*early, *late[2:]]) == []
+
+
 def test_a_gap_below_the_teacher_is_positive_and_above_it_negative() -> None:
     found = {s.method: s for s in standings(rows_of(CORA, teacher=[0.8], mlp=[0.5], rbm=[0.9]))}
 

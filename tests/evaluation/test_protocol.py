@@ -76,6 +76,18 @@ def test_a_teacher_of_another_view_is_refused(run):
         distill(other, run.teacher, "glnn")
 
 
+@pytest.mark.parametrize("setting", ["transductive", "inductive"])
+def test_a_teacher_of_another_seed_is_refused(setting):
+    # as many nodes, but others are for training, or in another order
+    one, other = (make_view(small_graph(), setting, seed) for seed in (0, 1))
+    logits = knowledge_from(torch.zeros(len(one.nodes), one.num_classes))
+    for teacher in (fit_teacher(one, "gcn", 0, max_epochs=2), logits.fitted(one)):
+        distill(one, teacher, "glnn", **QUICK | {"max_epochs": 1})
+        with pytest.raises(OptionError, match="fit the teacher on this very view"):
+            distill(other, teacher, "glnn")
+    distill(other, logits, "glnn", **QUICK | {"max_epochs": 1})
+
+
 def test_an_interrupted_distillation_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path))
     view = make_view(small_graph(), "transductive", 0)

@@ -14,7 +14,7 @@ from limbeck.evaluation.tune import tune
 from limbeck.graphs.sparse import take_rows
 from limbeck.graphs.view import View, make_view
 from limbeck.methods.glnn import GLNN
-from limbeck.methods.limbeck import Limbeck
+from limbeck.methods.limbeck import Alone, Limbeck
 from limbeck.methods.mlp import PlainMLP
 from limbeck.students import NodeInputs
 from limbeck.students.mlp import MLP
@@ -178,6 +178,14 @@ def test_parts_are_made_with_the_same_options() -> None:
     assert other.parts()["alone"] == GLNN(**OPTIONS, lr=0.3, label_weight=0.1)
     assert other.parts()["plain"] == made.parts()["plain"]
     assert other.replace(alone=made.alone) == made
+
+
+@pytest.mark.parametrize("named", [{"label_weight": 0.2}, Alone(label_weight=0.2)])
+def test_what_is_said_of_a_part_leaves_the_rest_as_made(named: dict[str, float] | Alone) -> None:
+    made = Limbeck(**OPTIONS, lr=0.02, alone=named)
+    assert made.parts()["alone"] == GLNN(**OPTIONS, lr=0.02, label_weight=0.2)
+    with pytest.raises(OptionError, match="alone"):
+        Limbeck(alone=3)
 
 
 @pytest.mark.parametrize("right", [True, False])

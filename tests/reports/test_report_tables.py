@@ -78,8 +78,8 @@ none for one seed.*
 | glnn | 1.50 | 2 | 12.50 | 25.00 (texas, inductive, sage) | 10.00 (cora, inductive, sage) |
 
 *Rank by mean among the students, 1 is best, ties share their mean rank; over the 2 cells that \
-have every student and the teacher. Gaps in percentage points, in the cell where they are largest; \
-negative: above the teacher.*
+have every student and the teacher, on their common seeds. Gaps in percentage points, in the cell \
+where they are largest; negative: above the teacher.*
 """
     )
 

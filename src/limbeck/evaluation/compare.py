@@ -93,6 +93,8 @@ class Difference:
 class Standing:
     """A student method over all complete cells, those that have every student and the teacher.
 
+    Means are over the seeds that all of them have.
+
     Args:
         method: The method.
         mean_rank: Mean over the cells of its rank by mean figure among the students; 1 is best,
@@ -308,6 +310,8 @@ def paired_differences(
 def standings(runs: Runs, metric: str = "test_accuracy") -> list[Standing]:
     """Mean rank and gaps of every student over the cells that have every student and the teacher.
 
+    In a cell means are over the seeds that all of them have: one seed may be easier than another.
+
     Args:
         runs: The runs; those whose metric is null are left out.
         metric: One of :data:`METRICS`.
@@ -323,7 +327,8 @@ def standings(runs: Runs, metric: str = "test_accuracy") -> list[Standing]:
     figures = _figures(runs, metric)
     methods = _methods(figures)
     students = [method for method in methods if not is_teacher(method)]
-    cells = _complete(figures, methods)
+    figures = _complete(figures, methods)
+    cells = list(figures)
     if not cells or not students:
         return []
     means = _means(figures, cells, students)  # [cells, students]
@@ -356,6 +361,8 @@ def critical_difference(
 ) -> CriticalDifference | None:
     """Test the students' mean ranks over the cells that have every student and the teacher.
 
+    As for :func:`standings`, means are over the seeds that all of them have.
+
     Args:
         runs: The runs; those whose metric is null are left out.
         metric: One of :data:`METRICS`.
@@ -373,7 +380,8 @@ def critical_difference(
     figures = _figures(runs, metric)
     methods = _methods(figures)
     students = [method for method in methods if not is_teacher(method)]
-    cells = _complete(figures, methods)
+    figures = _complete(figures, methods)
+    cells = list(figures)
     k, n = len(students), len(cells)
     if k < 3 or n < 2:
         return None
@@ -391,10 +399,23 @@ def critical_difference(
     )
 
 
-def _complete(figures: _Figures, methods: Sequence[str]) -> list[Cell]:
-    """Cells that have every student and the teacher; which members a committee has is its own."""
-    ranked = {method for method in methods if method == TEACHER or not is_teacher(method)}
-    return [cell for cell, by_method in figures.items() if ranked <= by_method.keys()]
+def _complete(figures: _Figures, methods: Sequence[str]) -> _Figures:
+    """Cells that have every student and the teacher, and in each the seeds that all of them have.
+
+    Which members a committee has is its own matter.
+    """
+    ranked = [method for method in methods if method == TEACHER or not is_teacher(method)]
+    found: _Figures = {}
+    for cell, by_method in figures.items():
+        seeds = set[int].intersection(*(set(by_method.get(method, ())) for method in ranked))
+        if seeds:
+            found[cell] = {
+                method: {
+                    seed: figure for seed, figure in by_method[method].items() if seed in seeds
+                }
+                for method in ranked
+            }
+    return found
 
 
 def _cliques(

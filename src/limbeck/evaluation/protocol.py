@@ -431,6 +431,11 @@ def as_fitted(view: View, teacher: OneTeacher | None) -> FittedTeacher | None:
                 f"teacher {teacher.name!r} knows {len(teacher.knowledge.logits)} nodes, but the "
                 f"view shows {view.num_observed}: fit the teacher on this very view."
             )
+        if teacher is not None and teacher.view not in ("", view.cut_fingerprint):
+            raise OptionError(
+                f"teacher {teacher.name!r} was fitted on another view, whose nodes have another "
+                "order or other parts in training and test: fit the teacher on this very view."
+            )
         return teacher
     if isinstance(teacher, torch.nn.Module):
         teacher = Teacher(teacher)

@@ -151,6 +151,11 @@ class View:
         """Hash of the whole graph and of who is unseen in it, on which scores depend."""
         return fingerprint(self.everything, self.test_observed, self.test_unseen)
 
+    @property
+    def cut_fingerprint(self) -> str:
+        """Hash of both; views that differ in nothing but settings of one cut share it."""
+        return self.fingerprint + self.evaluation_fingerprint
+
     def with_setting(self, setting: str) -> View:
         """The same view scored in another setting that shares its cut.
 

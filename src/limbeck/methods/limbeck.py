@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -118,7 +119,13 @@ class Limbeck(GLNN):
             "plain": set(given) & set(Plain.model_fields),
         }
         parts = {part: {name: given[name] for name in names} for part, names in made.items()}
-        return {**parts, **given}
+        for part, named in ((part, given[part]) for part in made if part in given):
+            if isinstance(named, Options):
+                named = named.model_dump(exclude_unset=True)
+            if not isinstance(named, Mapping):
+                return given  # whatever it is, it is told what would be right
+            parts[part] |= named
+        return {**given, **parts}
 
     @field_validator("told")
     @classmethod

@@ -250,9 +250,9 @@ def _interval_note(comparison: Comparison) -> str:
 def _standing_note(comparison: Comparison) -> str:
     return (
         "Rank by mean among the students, 1 is best, ties share their mean rank; over the "
-        f"{comparison.standings[0].num_cells} cells that have every student and the teacher. "
-        "Gaps in percentage points, in the cell where they are largest; negative: above the "
-        "teacher."
+        f"{comparison.standings[0].num_cells} cells that have every student and the teacher, on "
+        "their common seeds. Gaps in percentage points, in the cell where they are largest; "
+        "negative: above the teacher."
     )
 
 

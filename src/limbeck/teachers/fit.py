@@ -95,6 +95,7 @@ def fit_teacher(
         options=options.model_dump(),
         num_parameters=sum(p.numel() for p in module.parameters()),
         train_seconds=record["train_seconds"],
+        view=view.cut_fingerprint,
     )
 
 

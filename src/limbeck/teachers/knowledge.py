@@ -90,6 +90,8 @@ class FittedTeacher:
         options: Its hyper-parameters, for the record.
         num_parameters: Number of trained parameters, ``None`` if not known.
         train_seconds: Time its training took, ``None`` if not known.
+        view: :attr:`~limbeck.graphs.view.View.cut_fingerprint` of the view that it was asked about;
+            empty if not known.
     """
 
     name: str
@@ -99,6 +101,7 @@ class FittedTeacher:
     options: dict[str, Any] = field(default_factory=dict)
     num_parameters: int | None = None
     train_seconds: float | None = None
+    view: str = ""
 
 
 def check_logits(logits: Tensor, rows: int, classes: int, where: str) -> Tensor:

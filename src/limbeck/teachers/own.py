@@ -91,7 +91,14 @@ class Teacher:
         knowledge, answers = ask(self.module, view, name, depth=None)
         count = sum(parameter.numel() for parameter in self.module.parameters())
         knowledge = with_noise(knowledge, self.module, view)
-        return FittedTeacher(name, knowledge, answers, self.module, num_parameters=count)
+        return FittedTeacher(
+            name,
+            knowledge,
+            answers,
+            self.module,
+            num_parameters=count,
+            view=view.cut_fingerprint,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +138,7 @@ class LogitsTeacher:
             self.name,
             Knowledge(observed, name=self.name),
             Answers(observed, unseen.contiguous() if complete else None),
+            view=view.cut_fingerprint,
         )
 
     def in_order(self, node_ids: np.ndarray[Any, Any], class_names: tuple[str, ...]) -> Tensor:
