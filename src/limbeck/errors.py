@@ -49,6 +49,10 @@ class OptionError(InputError):
     """A name or a value of an option is not one that is allowed."""
 
 
+class DivergedError(OptionError):
+    """A training's loss is not a number any more, with the options that it was given."""
+
+
 class RequestError(InputError):
     """A bundle was asked for something that it cannot answer."""
 

@@ -9,7 +9,16 @@ import limbeck
 from limbeck.cli import run
 from limbeck.errors import OptionError, OutputError, TeacherError
 from limbeck.evaluation import auto as auto_module
-from limbeck.evaluation.auto import Auto, _Entry, _Trained, exhaustive, promoted, search, suggest
+from limbeck.evaluation.auto import (
+    Auto,
+    _Entry,
+    _Export,
+    _Trained,
+    exhaustive,
+    promoted,
+    search,
+    suggest,
+)
 from limbeck.evaluation.choice import Limits
 from limbeck.graphs.view import make_view
 from limbeck.methods import make_method
@@ -42,8 +51,9 @@ def _measured_briefly(monkeypatch):
 def entry(number: int, width: int, right: int, us: float | None = None) -> _Entry:
     correct = np.arange(10) < right
     method = make_method("glnn", hidden_channels=width)
-    trained = [_Trained(correct, 0.9, 0.1, False)]
-    return _Entry(SimpleNamespace(number=number), method, trained, us, 10)
+    trained = [_Trained(correct, 0.9, 0.1, "MLP")]
+    exports = [] if us is None else [_Export(us, 10)]
+    return _Entry(SimpleNamespace(number=number), method, trained, exports)
 
 
 def test_halving_keeps_the_best_of_each_width():
@@ -62,10 +72,11 @@ def test_halving_puts_what_exceeds_a_limit_behind_the_nearer_first():
 
 
 def test_a_training_comes_back_from_its_record():
-    trained = _Trained(np.arange(13) % 3 == 0, None, 1.5, True)
+    trained = _Trained(np.arange(13) % 3 == 0, None, 1.5, "MLP", "reads a graph")
     again = _Trained.from_record(trained.to_record())
     assert again.correct.tolist() == trained.correct.tolist()
-    assert (again.agreement, again.seconds, again.reads_edges) == (None, 1.5, True)
+    assert (again.agreement, again.seconds) == (None, 1.5)
+    assert (again.student, again.left_out) == ("MLP", "reads a graph")
 
 
 def test_values_that_are_no_scalars_can_be_searched_and_found_again(tmp_path):
@@ -174,10 +185,56 @@ def test_wrong_requests(lesson, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="holds no search"):
         limbeck.distill(view, teacher, "auto", 0, **QUICK, folder=tmp_path)
-    cold, options = view.with_setting("cold-start"), {"sa-mlp": {"max_epochs": 2}}
-    changes = {"methods": ("sa-mlp",), "widths": (4,), "trials": 1, "method_options": options}
-    with pytest.raises(OptionError, match="reads a new node's edges"):
+    cold, options = view.with_setting("cold-start"), {"kd": {"max_epochs": 2}}
+    changes = {"methods": ("kd",), "widths": (4,), "trials": 1, "method_options": options}
+    with pytest.raises(OptionError, match="kd reads the graph around a node"):
         limbeck.distill(cold, teacher, "auto", 0, **changes)
+    options = {"glnn": {"max_epochs": 9, "lr": 1e30}}
+    changes = {"methods": ("glnn",), "widths": (4,), "trials": 1, "method_options": options}
+    with pytest.raises(OptionError, match="glnn diverges: its answers"):
+        limbeck.distill(view, teacher, "auto", 0, **changes)
+
+
+def test_in_cold_start_students_are_judged_without_edges(lesson):
+    view, teacher = lesson
+    options = {"limbeck": {"max_epochs": 20, "trust": "always"}, "glnn": {"max_epochs": 20}}
+    changes = {"methods": ("limbeck", "glnn"), "widths": (8,), "trials": 2, "rounds": 1}
+    auto = Auto(**changes, seeds=1, reduction=2, method_options=options)
+    cold = exhaustive(view.with_setting("cold-start"), [teacher], auto, 0)
+    by_name = {each.method.name: each for each in cold.candidates}
+    # without edges it answers as the GLNN of its options does
+    assert np.array_equal(by_name["limbeck"].correct, by_name["glnn"].correct)
+    warm = exhaustive(view.with_setting("inductive"), [teacher], auto, 0)
+    by_name = {each.method.name: each for each in warm.candidates}
+    assert not np.array_equal(by_name["limbeck"].correct, by_name["glnn"].correct)
+
+
+def test_limits_hold_for_the_kind_of_student_that_comes_of_it(monkeypatch, tmp_path):
+    # an MLP after few epochs, one that reads neighbours after all of them, for one seed of two
+    view = make_view(small_graph(per_class=20), "transductive", 0)
+    teacher = fit_teacher(view, "gcn", 0, max_epochs=20)
+    real = auto_module.run_method
+
+    def run(view, teachers, method, seed):
+        hear = "always" if method.max_epochs == 9 and seed == 1 else "validated"
+        return real(view, teachers, method.replace(hear=hear), seed)
+
+    monkeypatch.setattr(auto_module, "run_method", run)
+    # nothing is learnt, and under seed 0 an MLP is as good
+    options = {"limbeck": {"max_epochs": 9, "lr": 1e-9}}
+    changes = {"methods": ("limbeck",), "widths": (8,), "trials": 1, "rounds": 1, "seeds": 2}
+    auto = Auto(**changes, method_options=options)
+    (found,) = search(view, [teacher], auto, 0).candidates
+    sizes = []
+    for seed, hear in enumerate(("validated", "always")):
+        made = make_method("limbeck", hidden_channels=8, hear=hear, **options["limbeck"])
+        saved = limbeck.distill(view, teacher, made, seed).save(tmp_path / hear)
+        sizes.append(sum(file.stat().st_size for file in saved.rglob("*") if file.is_file()))
+    assert sizes[0] + 1000 < found.num_bytes
+    assert found.num_bytes == pytest.approx(sizes[1], abs=100)
+    limit = (sizes[0] + sizes[1]) // 2
+    with pytest.raises(OptionError, match="no student on .* meets max_bytes"):
+        search(view, [teacher], auto.replace(max_bytes=limit), 0)
 
 
 def test_the_command(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -9,6 +10,7 @@ import limbeck.evaluation.bench as bench_module
 from limbeck.errors import OptionError, OutputError
 from limbeck.evaluation.bench import COSTS, SCHEMA, run_bench
 from limbeck.evaluation.plan import Bench, groups
+from limbeck.reports.runs import read_runs
 
 QUICK = {
     "graphs": ("digits",),
@@ -285,6 +287,82 @@ def test_costs_are_measured_once_and_for_old_cells_too(tmp_path, monkeypatch):
     rows = run_bench(more, tmp_path).to_pylist()
     assert trained[6:] == ["krd", "krd"]
     assert all(row["latency_us_b1"] for row in rows)
+
+
+def test_costs_are_those_of_the_kind_of_student(tmp_path, monkeypatch):
+    # one method, whose student is an MLP under one seed and reads neighbours under the other
+    real = bench_module.distill
+
+    def distill(view, teachers, method, seed):
+        return real(view, teachers, method.replace(hear="always" if seed else "validated"), seed)
+
+    monkeypatch.setattr(bench_module, "distill", distill)
+    monkeypatch.setattr(bench_module, "LATENCY_SECONDS", 0.02)
+    # labels alone are learnt, where an MLP that has learnt nothing yet is as good
+    options = {"max_epochs": 1, "hidden_channels": 16, "lr": 1e-9}
+    plan = {
+        **QUICK,
+        "settings": ("transductive",),
+        "methods": ("limbeck",),
+        "method_options": {"limbeck": options},
+    }
+    rows = run_bench(Bench(**{**plan, "latency": True}), tmp_path).to_pylist()
+    kinds = {r["student"]: r for r in rows if r["method"] == "limbeck"}
+    assert set(kinds) == {"mlp", "neighbormlp"}
+    assert kinds["neighbormlp"]["model_bytes"] > kinds["mlp"]["model_bytes"]
+    for kind in kinds.values():
+        assert kind["model_bytes"] > 4 * kind["parameters"]
+    assert {r["student"] for r in rows if r["method"] == "teacher"} == {None}
+
+
+def test_tables_that_changed_are_computed_anew(tmp_path):
+    folder = tmp_path / "mine"
+    write_tables(folder, 0)
+    plan = {**QUICK, "graphs": (str(folder),), "methods": ("mlp",), "seeds": 1}
+    plan = {**plan, "settings": ("transductive",), "trials": 2}
+    first = run_bench(Bench(**plan), tmp_path / "runs")
+    assert run_bench(Bench(**plan), tmp_path / "runs").equals(first)
+    write_tables(folder, 1)
+    again = run_bench(Bench(**plan), tmp_path / "runs")
+    fresh = run_bench(Bench(**plan), tmp_path / "fresh")
+    timed = ["train_seconds", "peak_mb"]
+    assert again.drop_columns(timed).equals(fresh.drop_columns(timed))
+    assert not again.drop_columns(timed).equals(first.drop_columns(timed))
+
+
+def write_tables(folder, seed):
+    draw = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    lines = [f"{i},{i % 2},{draw.normal() + i % 2},{draw.normal()}" for i in range(40)]
+    (folder / "nodes.csv").write_text("\n".join(["id,label,a,b", *lines]))
+    edges = [f"{i},{draw.integers(40)}" for i in range(40)]
+    (folder / "edges.csv").write_text("\n".join(["source,target", *edges]))
+
+
+def test_an_interrupted_table_is_read_as_far_as_it_is(tmp_path, monkeypatch):
+    small = {**QUICK, "settings": ("transductive",), "seeds": 1}
+    run_bench(Bench(**small), tmp_path)
+    about = json.loads((tmp_path / "bench.json").read_text())
+    assert about["finished"] is True
+    seen = []
+
+    def stop(bench, folder, group):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(group)
+        bench_module_run_group(bench, folder, group)
+
+    bench_module_run_group = bench_module.run_group
+    monkeypatch.setattr(bench_module, "run_group", stop)
+    # more seeds, and one method has other options now: its old cells are not of this table
+    options = {**QUICK["method_options"], "mlp": {"max_epochs": 2}}
+    more = Bench(**{**small, "seeds": 3, "method_options": options})
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(more, tmp_path)
+    read = read_runs([tmp_path])
+    assert not read.folders[0].finished
+    found = [(r["seed"], r["method"], r["epochs"]) for r in read.rows]
+    assert found == [(0, "teacher", None), (0, "mlp", 2), (0, "glnn", 3)]
 
 
 def test_curves_and_reliability_travel_with_the_rows(tmp_path):

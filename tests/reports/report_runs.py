@@ -15,6 +15,7 @@ def row(method, seed, accuracy, graph="cpf-cora", setting="transductive", **more
     key = "teacher" if method == "teacher" else "student"
     return {
         "graph": graph,
+        "options": None,
         "setting": setting,
         "seed": seed,
         "teacher": "sage",

@@ -9,17 +9,19 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from report_runs import METHODS, some_rows, table_of
+from report_runs import METHODS, row, some_rows, table_of
 
 pytest.importorskip("plotly", reason="the extra 'report' is not installed")
 
 from limbeck.cli import run
 from limbeck.errors import InputError, OutputError
+from limbeck.evaluation.compare import compare
 from limbeck.reports.drawing import Colors
 from limbeck.reports.method_figures import inside
 from limbeck.reports.pareto import Point, front
 from limbeck.reports.report import MAX_BYTES, render_report, write_report
 from limbeck.reports.runs import read_runs
+from limbeck.reports.tables import to_markdown
 
 
 @pytest.fixture
@@ -226,7 +228,8 @@ def test_the_same_run_counts_once_and_another_one_is_renamed(runs, tmp_path):
     names = {r["method"] for r in read.rows}
     assert names == {*METHODS, "rbm @more"}
     assert read.notes == (
-        "rbm of more has other figures than in an earlier folder: it is called rbm @more.",
+        "rbm of more has other figures or options than in an earlier folder: it is called "
+        "rbm @more.",
     )
     assert [f.num_runs for f in read.folders] == [16, 16]
 
@@ -248,6 +251,74 @@ def test_the_time_that_a_table_took_is_said(tmp_path, seconds, words):
     folder = table_of(tmp_path / "runs", some_rows(), {"spent": spent})
     page = render_report(read_runs([folder]), "t")
     assert (f"computed in {words}." in page) if words else ("computed in" not in page)
+
+
+def test_runs_of_other_options_are_not_averaged(tmp_path):
+    # other seeds, so no run is there twice
+    folders = []
+    for number, rate in enumerate((0.01, 0.5)):
+        made = {"options": json.dumps({"lr": rate})}
+        rows = [
+            {**each, **(made if each["method"] == "glnn" else {"options": json.dumps({})})}
+            for each in some_rows()
+        ]
+        rows = [{**each, "seed": each["seed"] + 2 * number} for each in rows]
+        folders.append(table_of(tmp_path / f"lr{number}", rows))
+    read = read_runs(folders)
+    seeds = {}
+    for each in read.rows:
+        seeds.setdefault(each["method"], set()).add(each["seed"])
+    assert seeds["glnn"] == {0, 1}
+    assert seeds["glnn @lr1"] == {2, 3}
+    assert seeds["mlp"] == seeds["teacher"] == {0, 1, 2, 3}
+
+
+def test_the_best_of_a_committee_may_be_another_one_for_each_seed(tmp_path):
+    members = [
+        [row("teacher", s, 0.8, options=json.dumps({"best": s})) for s in (0, 1)],
+        [row("teacher", s, 0.8, options=json.dumps({"best": s})) for s in (2, 3)],
+    ]
+    folders = []
+    for number, rows in enumerate(members):
+        each = [{**r, "method": "teacher:sage", "options": json.dumps({})} for r in rows]
+        each += [row("mlp", s["seed"], 0.6, options=None) for s in rows]
+        folders.append(table_of(tmp_path / f"m{number}", [*rows, *each]))
+    assert {r["teacher"] for r in read_runs(folders).rows} == {"sage"}
+
+
+@pytest.mark.parametrize("changed", [{"ece": 0.5}, {"parameters": 9}, {"val_accuracy": 0.1}])
+def test_runs_that_score_alike_by_chance_are_told_apart(runs, tmp_path, changed):
+    other = [{**r, **changed} if r["method"] == "rbm" else r for r in some_rows()]
+    read = read_runs([runs, table_of(tmp_path / "more", other)])
+    assert {r["method"] for r in read.rows} == {*METHODS, "rbm @more"}
+    empty = [{**r, "test_accuracy": None} if r["method"] == "rbm" else r for r in some_rows()]
+    assert len(read_runs([runs, table_of(tmp_path / "empty", empty)]).rows) == 16
+
+
+def test_settings_of_one_cut_share_their_teacher(tmp_path):
+    # the teachers' figures tie in one setting, by chance
+    def rows(accuracy):
+        settings = {"inductive": 0.8, "production": accuracy}
+        return [
+            row(method, 0, figure if method == "teacher" else accuracy, setting=setting)
+            for setting, figure in settings.items()
+            for method in ("teacher", "mlp")
+        ]
+
+    folders = [table_of(tmp_path / "one", rows(0.7)), table_of(tmp_path / "two", rows(0.6))]
+    read = read_runs(folders)
+    assert len(read.rows) == 8
+    assert {(r["teacher"], r["method"]) for r in read.rows} == {
+        (teacher, method) for teacher in ("sage", "sage @two") for method in ("teacher", "mlp")
+    }
+
+
+def test_several_labels_are_scored_by_micro_f1_and_the_page_says_so(tmp_path):
+    rows = [{**r, "metric": "micro-F1"} for r in some_rows()]
+    read = read_runs([table_of(tmp_path / "runs", rows)])
+    sentence = "Nodes of cpf-cora, cpf-citeseer have several labels: accuracy there is micro-F1."
+    assert sentence in render_report(read, "t")
+    assert sentence in to_markdown(compare(read.rows))
 
 
 def test_an_unfinished_table_is_read_from_its_cells(tmp_path):

@@ -13,7 +13,7 @@ made. The rounds:
 
 Candidates that exceed a limit stand behind all that do not, the nearer one first (the rules of Deb,
 Computer Methods in Applied Mechanics and Engineering 2000): time and bytes are those of the
-exported bundle, measured once per shape of student.
+exported bundle, measured once per shape and kind of student; where seeds differ in kind, the worst.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import optuna
@@ -39,7 +39,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from pydantic import Field, field_validator
 
 import limbeck
-from limbeck.errors import OptionError, OutputError, TeacherError, unknown_name
+from limbeck.errors import DivergedError, OptionError, OutputError, TeacherError, unknown_name
 from limbeck.evaluation.choice import (
     BoolArray,
     Candidate,
@@ -50,7 +50,7 @@ from limbeck.evaluation.choice import (
     percent,
 )
 from limbeck.evaluation.metrics import agreement
-from limbeck.evaluation.protocol import Run, run_method
+from limbeck.evaluation.protocol import Run, predict_logits, run_method
 from limbeck.files import appearing_whole
 from limbeck.graphs.view import View
 from limbeck.methods import Method, make_method
@@ -76,6 +76,9 @@ UNTEACHED = ("mlp",)
 
 OWN_OPTIONS: dict[str, dict[str, Any]] = {"nosmog": {"encoding": "spectral"}}
 """Options that differ from the presets: spectral positions need no further library."""
+
+GENERATION = "2"
+"""Of what a journal holds; trainings of another one are made anew."""
 
 JOURNAL = "search.journal"
 CHOICE = "choice.json"
@@ -159,12 +162,16 @@ class Auto(Options):
 
 @dataclass
 class _Trained:
-    """One training: what it says of validation nodes, and the seconds of a core that it took."""
+    """One training: what it says of validation nodes, and the seconds of a core that it took.
+
+    ``student`` is the kind of student that came of it, ``left_out`` why it cannot be judged.
+    """
 
     correct: BoolArray
     agreement: float | None
     seconds: float
-    reads_edges: bool
+    student: str
+    left_out: str = ""
 
     def to_record(self) -> dict[str, Any]:
         packed = np.packbits(self.correct).tobytes()
@@ -173,14 +180,28 @@ class _Trained:
             "num_nodes": len(self.correct),
             "agreement": self.agreement,
             "seconds": self.seconds,
-            "reads_edges": self.reads_edges,
+            "student": self.student,
+            "left_out": self.left_out,
         }
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> _Trained:
         packed = np.frombuffer(base64.b64decode(record["correct"]), dtype=np.uint8)
         correct = np.unpackbits(packed, count=record["num_nodes"]).astype(bool)
-        return cls(correct, record["agreement"], record["seconds"], record["reads_edges"])
+        return cls(
+            correct,
+            record["agreement"],
+            record["seconds"],
+            record["student"],
+            record["left_out"],
+        )
+
+
+class _Export(NamedTuple):
+    """Time and size of an exported student."""
+
+    latency_us: float
+    num_bytes: int
 
 
 @dataclass(eq=False)
@@ -190,12 +211,26 @@ class _Entry:
     trial: optuna.Trial
     method: Method
     trained: list[_Trained] = field(default_factory=list)
-    latency_us: float | None = None
-    num_bytes: int | None = None
+    exports: list[_Export] = field(default_factory=list)
 
     @property
     def accuracy(self) -> float:
         return float(np.mean([each.correct.mean() for each in self.trained]))
+
+    @property
+    def latency_us(self) -> float | None:
+        """That of the slowest student; ``None`` if none has been measured."""
+        return max((each.latency_us for each in self.exports), default=None)
+
+    @property
+    def num_bytes(self) -> int | None:
+        """That of the largest student; ``None`` if none has been measured."""
+        return max((each.num_bytes for each in self.exports), default=None)
+
+    @property
+    def left_out(self) -> str:
+        """Why it cannot be judged, empty if it can."""
+        return next((each.left_out for each in self.trained if each.left_out), "")
 
     @property
     def agreement(self) -> float | None:
@@ -311,6 +346,7 @@ class _Search:
         self.storage = _storage(auto.folder)
         self.known = self._records()
         self.trainings: dict[str, float] = {}
+        self.left_out: dict[str, str] = {}
 
     def run(self) -> Choice:
         started = time.monotonic()
@@ -323,10 +359,11 @@ class _Search:
             for entry in self._halve(study, entries):
                 candidate = self._candidate(entry)
                 finalists.setdefault(self._name(entry.method), candidate)
-        if not finalists:  # cold start, and all of them read edges
+        if not finalists:
+            reasons = "; ".join(f"{name} {reason}" for name, reason in self.left_out.items())
             raise OptionError(
-                f"each of {', '.join(self.methods)} reads a new node's edges, which the setting "
-                "'cold-start' does not give: search others, such as 'glnn'."
+                f"no candidate on {self.view.info.name!r} can be judged: {reasons}; search others, "
+                "such as 'glnn'."
             )
         choice = choose(list(finalists.values()), self.limits, repr(self.view.info.name))
         seconds = sum(self.trainings.values())
@@ -393,13 +430,13 @@ class _Search:
             started = time.monotonic()
             for entry in entries:
                 self._train_entry(entry, share, range(self.auto.seeds) if last else range(1))
+            for entry in entries:
+                if entry.left_out:
+                    self.say(f"  left out: {entry}, {entry.left_out}")
+                    study.tell(entry.trial, state=optuna.trial.TrialState.FAIL)
+                    self.left_out[entry.method.name] = entry.left_out
+            entries = [entry for entry in entries if not entry.left_out]
             if step == 0:
-                fitting = [entry for entry in entries if self._fits(entry)]
-                for entry in entries:
-                    if entry not in fitting:
-                        self.say(f"  left out: {entry} reads edges, which new nodes lack")
-                        study.tell(entry.trial, state=optuna.trial.TrialState.FAIL)
-                entries = fitting
                 self._check_export(entries)
             for entry in entries:
                 entry.trial.report(entry.accuracy, step)
@@ -420,11 +457,6 @@ class _Search:
                 )
             entries = going_on
         return entries
-
-    def _fits(self, entry: _Entry) -> bool:
-        """Whether a student can be judged in this setting: alone nodes bring features only."""
-        reads_edges = any(each.reads_edges for each in entry.trained)
-        return not (self.view.setting == "cold-start" and reads_edges)
 
     def _check_export(self, entries: list[_Entry]) -> None:
         """Refuse early if every student is too slow or too large, whatever it learns."""
@@ -458,53 +490,70 @@ class _Search:
     def _train_entry(self, entry: _Entry, share: float, seeds: range) -> None:
         method = entry.method
         shortened = method.replace(max_epochs=ceil(share * method.max_epochs))
-        entry.trained = []
+        entry.trained, entry.exports = [], []
         for offset in seeds:
             seed = self.seed + offset
             key = f"trained {self._name(shortened)} {seed}"
             run = None
             if key not in self.known:
                 started = time.process_time()  # a busy machine must not count against a method
-                run = self._distill(shortened, seed)
-                seconds = time.process_time() - started
-                self._keep(entry, key, self._judge(run, seconds).to_record())
+                try:
+                    run = self._distill(shortened, seed)
+                except DivergedError as error:
+                    judged = _Trained(np.zeros(0, dtype=bool), None, 0.0, "", f"diverges: {error}")
+                else:
+                    judged = self._judge(run)
+                judged.seconds = time.process_time() - started
+                self._keep(entry, key, judged.to_record())
             self.trainings[key] = self.known[key]["seconds"]
-            entry.trained.append(_Trained.from_record(self.known[key]))
-            wanted = self.limits.of_export or share == 1
-            if wanted and entry.latency_us is None:
-                self._measure(entry, run)
+            trained = _Trained.from_record(self.known[key])
+            entry.trained.append(trained)
+            if (self.limits.of_export or share == 1) and not trained.left_out:
+                entry.exports.append(self._measure(entry, shortened, seed, trained.student, run))
 
     def _distill(self, method: Method, seed: int) -> Run:
         return run_method(self.view, self.teachers, method, seed)
 
-    def _judge(self, run: Run, seconds: float) -> _Trained:
-        """What a student says of the validation nodes; no other label is looked at."""
-        val = self.view.val
-        answers = run.answers.observed[val]
-        known = run.inputs.observed
+    def _judge(self, run: Run) -> _Trained:
+        """What a student says of the validation nodes; no other label is looked at.
+
+        In cold-start they are judged without their edges, as new nodes there have none.
+        """
+        val, student = self.view.val, type(run.student).__name__
+        if self.view.setting == "cold-start":
+            inputs = run.inputs.without_edges(val)
+            if inputs is None:
+                reason = "reads the graph around a node, which new ones in 'cold-start' do not have"
+                return _Trained(np.zeros(0, dtype=bool), None, 0.0, student, reason)
+            answers = predict_logits(run.student, inputs)
+        else:
+            answers = run.answers.observed[val]
+        if not bool(torch.isfinite(answers).all()):
+            reason = "diverges: its answers are no numbers"
+            return _Trained(np.zeros(0, dtype=bool), None, 0.0, student, reason)
         return _Trained(
             (answers.argmax(1) == self.view.observed.y[val]).numpy(),
             None if run.teacher is None else agreement(answers, run.teacher.answers.observed[val]),
-            seconds,
-            any(
-                each is not None
-                for each in (known.position, known.neighbors, known.bands, known.graph)
-            ),
+            0.0,
+            student,
         )
 
-    def _measure(self, entry: _Entry, run: Run | None) -> None:
-        """Time and size of the exported student: those of a shape, so measured once for each."""
-        key = f"measured {self._shape(entry.method)}"
+    def _measure(
+        self, entry: _Entry, method: Method, seed: int, student: str, run: Run | None
+    ) -> _Export:
+        """Time and size of the exported student, measured once for each shape and kind.
+
+        The kind is not told by the options: some methods choose it on validation nodes.
+        """
+        key = f"measured {self._shape(method)} {student}"
         if key not in self.known:
-            if run is None:
-                run = self._distill(entry.method.replace(max_epochs=1), self.seed)
+            run = run or self._distill(method, seed)
             with tempfile.TemporaryDirectory() as scratch:
                 path = run.save(Path(scratch) / "bundle")
                 figures = measure_latency(load_bundle(path), (1,), seconds=LATENCY_SECONDS)
                 size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             self._keep(entry, key, {"latency_us": figures["x"]["1"]["p50_us"], "num_bytes": size})
-        entry.latency_us = self.known[key]["latency_us"]
-        entry.num_bytes = self.known[key]["num_bytes"]
+        return _Export(**self.known[key])
 
     def _shape(self, method: Method) -> str:
         """Name of a method's size: options that are numbers with a point never are a part of it."""
@@ -519,9 +568,10 @@ class _Search:
     def _digest(self) -> str:
         """What all trainings of this view and these teachers have in common."""
         digest = hashlib.blake2b(digest_size=16)
-        for part in (limbeck.__version__, torch.__version__, self.view.fingerprint):
+        for part in (GENERATION, limbeck.__version__, torch.__version__, self.view.fingerprint):
             digest.update(part.encode())
         digest.update(self.view.evaluation_fingerprint.encode())
+        digest.update(b"without edges" if self.view.setting == "cold-start" else b"")
         for teacher in self.teachers:
             digest.update(teacher.knowledge.logits.numpy().data)
         return digest.hexdigest()

@@ -4,7 +4,8 @@ A *cell* is one training of one method (or of the teacher itself) and gives one 
 that shares its cut, so inductive, production and cold-start come from the same student. Each
 finished cell is a small Parquet file; a table that is asked for again computes only what is
 missing, and ``runs.parquet`` is all rows together. Speed and size are those of a shape, so they are
-measured once per graph and method, when nothing else of the table runs any more.
+measured once per graph, cut, method and kind of student, when nothing else of the table runs any
+more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +46,7 @@ from limbeck.evaluation.teachers_by_degree import teachers_by_degree
 from limbeck.evaluation.tune import Case, best_candidate, drawn_best
 from limbeck.evaluation.visible import diagnostics, reliabilities, training_curve
 from limbeck.files import appearing_whole
-from limbeck.graphs.load import load_graph
+from limbeck.graphs.load import content_of, load_graph
 from limbeck.graphs.view import View, make_view
 from limbeck.methods import Method
 from limbeck.methods.layers import LayerMethod, ScopedMethod
@@ -69,7 +71,7 @@ TIMED_TEACHERS = ("sage", "gcn", "gat", "appnp", "sgc", "gcnii", "gpr-gnn", "lin
 """Teachers whose answer for a node is timed; the others need a transform of the whole graph."""
 
 COSTS = ("latency_us_b1", "latency_us_b256", "bundle_bytes", "model_bytes")
-"""Columns that are measured once per graph and method."""
+"""Columns that are measured once per graph, cut, method and kind of student."""
 
 SCHEMA = pa.schema(
     [
@@ -106,6 +108,7 @@ SCHEMA = pa.schema(
         ("curve", pa.string()),
         ("reliability", pa.string()),
         ("diagnostics", pa.string()),
+        ("student", pa.string()),
     ]
 )
 
@@ -145,16 +148,17 @@ def run_bench(
         spent.note()
     table = collect(bench, folder)
     _write_parquet(table, folder / "runs.parquet")
+    _note(folder, finished=True)
     return table
 
 
 def collect(bench: Bench, folder: Path) -> pa.Table:
     """The rows of a table that have been computed so far."""
     cells = [
-        _with_costs(pq.read_table(path, schema=SCHEMA), _costs_file(bench, folder, group, method))
+        _with_costs(cell, _costs_file(bench, folder, group, method, _kind_in(cell)))
         for group in groups(bench)
         for method in (TEACHER, *bench.methods_of(group.teacher))
-        if (path := _cell_path(bench, folder, group, method)).is_file()
+        if (cell := _cell(_cell_path(bench, folder, group, method))) is not None
     ]
     if not cells:
         return SCHEMA.empty_table()
@@ -236,6 +240,7 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
                     "curve": curve,
                     "reliability": json.dumps({k: trusted[k] for k in ("student", "calibrated")}),
                     "diagnostics": visible,
+                    "student": _kind_of(run),
                 }
             )
             if teachers_wanted:
@@ -358,11 +363,10 @@ def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
 def _tuned_file(bench: Bench, folder: Path, group: Group, name: str) -> Path:
     """Where the options are kept that tuning found for a group's graph and cut."""
     method = bench.method(name, group.graph, group.settings[0])
-    cut = "whole" if group.settings[0] == "transductive" else "cut"
     digest = _digest(
         [
-            group.graph,
-            cut,
+            *_graph_of(group),
+            _cut_of(group),
             group.teacher,
             _teachers_of(bench, group),
             method.name,
@@ -396,9 +400,10 @@ def _row(group: Group, setting: str, method: str, scores: dict[str, Any]) -> dic
 
 
 def measure_costs(bench: Bench, folder: Path) -> None:
-    """Measure speed and size of what the table holds, once per graph and method.
+    """Measure speed and size of what the table holds, once per kind of student.
 
-    Students that :func:`run_group` left for it are taken; where there is none, one is trained.
+    A method may give one kind of student under one seed and another under the next. Students that
+    :func:`run_group` left for it are taken; where there is none, one is trained.
 
     Args:
         bench: The table.
@@ -406,10 +411,11 @@ def measure_costs(bench: Bench, folder: Path) -> None:
     """
     for group in groups(bench):
         for name in (TEACHER, *bench.methods_of(group.teacher)):
-            file = _costs_file(bench, folder, group, name)
+            cell = _cell(_cell_path(bench, folder, group, name))
+            assert cell is not None  # the table has been computed
+            file = _costs_file(bench, folder, group, name, _kind_in(cell))
             if file is None or file.is_file():
                 continue
-            cell = pq.read_table(_cell_path(bench, folder, group, name), schema=SCHEMA)
             if not any(cell[column].null_count for column in COSTS):
                 continue
             file.parent.mkdir(exist_ok=True)
@@ -453,8 +459,8 @@ def _teacher_costs(bench: Bench, group: Group) -> dict[str, float]:
 
 
 def _keep_for_costs(bench: Bench, folder: Path, group: Group, name: str, run: Run) -> None:
-    """Leave the student for :func:`measure_costs`, if it is the first one of its graph."""
-    file = _costs_file(bench, folder, group, name)
+    """Leave the student for :func:`measure_costs`, if it is the first one of its kind."""
+    file = _costs_file(bench, folder, group, name, _kind_of(run))
     if file is None or file.is_file():
         return
     file.parent.mkdir(exist_ok=True)
@@ -464,10 +470,29 @@ def _keep_for_costs(bench: Bench, folder: Path, group: Group, name: str, run: Ru
             run.save(bundle)
 
 
-def _costs_file(bench: Bench, folder: Path, group: Group, name: str) -> Path | None:
+def _kind_of(run: Run) -> str:
+    """The kind of student, as bundles call it."""
+    return type(run.student).__name__.lower()
+
+
+def _cell(path: Path) -> pa.Table | None:
+    """A cell's rows, if it is there."""
+    return pq.read_table(path, schema=SCHEMA) if path.is_file() else None
+
+
+def _kind_in(cell: pa.Table) -> str | None:
+    """The kind of student in a cell; ``None`` for teachers, and in cells of older versions."""
+    kind: str | None = cell["student"][0].as_py()
+    return kind
+
+
+def _costs_file(
+    bench: Bench, folder: Path, group: Group, name: str, student: str | None
+) -> Path | None:
     """Where speed and size are kept; ``None`` for what is not measured or not known yet.
 
-    Its name holds what they depend on: the graph and the options, not the seed.
+    Its name holds what they depend on: the graph, the options, the cut, which says how many nodes
+    are known, and the kind of student; not the seed.
     """
     if name == TEACHER:
         (member, *others) = bench.members(group.teacher)
@@ -483,7 +508,10 @@ def _costs_file(bench: Bench, folder: Path, group: Group, name: str) -> Path | N
                 return None
             method = type(method)(**json.loads(tuned.read_text()))
         kind, options = method.name, method.model_dump(mode="json")
-    return folder / "costs" / f"{kind}.{_digest([group.graph, kind, options])}.json"
+    parts = [*_graph_of(group), kind, options]
+    if student is not None:  # else as before cells said it, so that theirs are still found
+        parts += [_cut_of(group), student]
+    return folder / "costs" / f"{kind}.{_digest(parts)}.json"
 
 
 def _with_costs(cell: pa.Table, file: Path | None) -> pa.Table:
@@ -525,12 +553,22 @@ def _cell_path(bench: Bench, folder: Path, group: Group, name: str) -> Path:
     if bench.half_layers:
         teachers = {"half layers": teachers}
     digest = _digest(
-        [group.graph, group.settings, group.seed, name, method, teachers, bench.unseen]
+        [*_graph_of(group), group.settings, group.seed, name, method, teachers, bench.unseen]
     )
-    plain = group.graph.replace("/", "-").replace(":", "-")
-    cut = "whole" if group.settings[0] == "transductive" else "cut"
-    stem = f"{plain}.{cut}.{group.teacher}.{group.seed}.{name.replace(':', '-')}.{digest}"
+    parts = (group.graph, _cut_of(group), group.teacher, str(group.seed), name, digest)
+    stem = ".".join(re.sub(r"[/\\:]", "-", part) for part in parts)
     return folder / "cells" / f"{stem}.parquet"
+
+
+def _graph_of(group: Group) -> list[str]:
+    """What a digest says of a graph: its name, and what is in it where that may change."""
+    content = content_of(group.graph)
+    return [group.graph, content] if content else [group.graph]
+
+
+def _cut_of(group: Group) -> str:
+    """What is told apart of the settings: whether nodes are cut away before training."""
+    return "whole" if group.settings[0] == "transductive" else "cut"
 
 
 def _teachers_of(bench: Bench, group: Group, *, complete: bool = False) -> Any:
@@ -587,11 +625,16 @@ class _Spent:
             "cells": cells,
             "graphs": self.graphs,
         }
-        about = {**json.loads(self.marker.read_text()), "spent": [*self.before, this]}
-        _write_text(self.marker, json.dumps(about))
+        _note(self.folder, spent=[*self.before, this])
 
     def _cells(self) -> int:
         return sum(1 for _ in (self.folder / "cells").glob("*.parquet"))
+
+
+def _note(folder: Path, **about: Any) -> None:
+    """Write something down in ``bench.json``."""
+    marker = folder / MARKER
+    _write_text(marker, json.dumps({**json.loads(marker.read_text()), **about}))
 
 
 def _prepare(bench: Bench, folder: Path) -> Path:
@@ -602,9 +645,15 @@ def _prepare(bench: Bench, folder: Path) -> Path:
         )
     try:
         (folder / "cells").mkdir(parents=True, exist_ok=True)
-        about = {"limbeck": limbeck.__version__, "bench": bench.model_dump(mode="json")}
         spent = json.loads(marker.read_text()).get("spent", []) if marker.is_file() else []
-        _write_text(marker, json.dumps({**about, "versions": _versions(), "spent": spent}))
+        about = {
+            "limbeck": limbeck.__version__,
+            "bench": bench.model_dump(mode="json"),
+            "versions": _versions(),
+            "spent": spent,
+            "finished": False,
+        }
+        _write_text(marker, json.dumps(about))
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}).") from None
     return folder

@@ -167,6 +167,7 @@ class Comparison:
             median over the seeds; see :mod:`limbeck.evaluation.probe`.
         critical: Whether mean ranks tell the students apart; ``None`` where there are fewer than
             three of them, or fewer than two complete cells.
+        micro_f1: Graphs whose nodes have several labels: what is called accuracy there is micro-F1.
     """
 
     metric: str
@@ -177,6 +178,7 @@ class Comparison:
     confidence: float
     degenerate: frozenset[tuple[Cell, str]] = frozenset()
     critical: CriticalDifference | None = None
+    micro_f1: tuple[str, ...] = ()
 
 
 def compare(
@@ -227,6 +229,7 @@ def compare(
         confidence=confidence,
         degenerate=frozenset(_degenerate(runs)),
         critical=critical_difference(runs, metric),
+        micro_f1=micro_f1_graphs(runs),
     )
 
 
@@ -485,6 +488,13 @@ def _degenerate(runs: Runs) -> Iterable[tuple[Cell, str]]:
             cell = Cell(row["graph"], row["setting"], row["teacher"])
             ratios.setdefault((cell, row["method"]), []).append(row["probe_ratio"])
     return (key for key, found in ratios.items() if np.median(found) < DEGENERATE_BELOW)
+
+
+def micro_f1_graphs(runs: Runs) -> tuple[str, ...]:
+    """Graphs whose nodes have several labels, in order of appearance."""
+    return tuple(
+        dict.fromkeys(row["graph"] for row in _rows(runs) if row.get("metric") == "micro-F1")
+    )
 
 
 def is_teacher(method: str) -> bool:

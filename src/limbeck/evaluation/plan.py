@@ -11,6 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field
 
 from limbeck.errors import OptionError, unknown_name
+from limbeck.evaluation.compare import is_teacher
 from limbeck.graphs.view import SETTINGS
 from limbeck.methods import Method, make_method
 from limbeck.registry import names
@@ -196,7 +197,20 @@ class Bench(Options):
                     f"no method learns from teacher {name!r}: leave it out, or name it in "
                     "'learn_from'."
                 )
+        for kind, given in (
+            ("method", self.methods),
+            ("teacher", self.teachers),
+            ("setting", self.settings),
+            ("graph", self.graphs),
+        ):
+            for name in given:
+                if given.count(name) > 1:
+                    raise OptionError(f"{kind} {name!r} is named twice: name it once.")
         for name in self.variants:
+            if is_teacher(name):
+                raise OptionError(
+                    f"variant {name!r} has a name of teachers' rows: choose another name for it."
+                )
             if name in names("method"):
                 raise OptionError(
                     f"variant {name!r} has the name of a method: choose another name for it."

@@ -6,8 +6,10 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+from limbeck.errors import DivergedError
 from limbeck.evaluation.protocol import knowledge_for
 from limbeck.graphs.view import View
 from limbeck.methods import Method
@@ -97,7 +99,8 @@ def best_candidate(
 ) -> Method:
     """Train a method with each of some changes and keep those that do best on validation nodes.
 
-    Test nodes are not looked at; of equal candidates the earlier one is kept.
+    Test nodes are not looked at; of equal candidates the earlier one is kept. One whose training
+    diverges is worse than all others.
 
     Args:
         method: The method that they change.
@@ -106,17 +109,29 @@ def best_candidate(
 
     Returns:
         The best candidate.
+
+    Raises:
+        DivergedError: The training of every candidate diverges.
     """
     best, best_score = method, float("-inf")
+    diverged: DivergedError | None = None
     for change in changes:
         candidate = method.replace(**change)
-        scores = []
-        for case in cases:
-            knowledge = knowledge_for(case.view, candidate, case.teachers)
-            with seeded(case.seed):
-                scores.append(candidate.distill(case.view, knowledge).history.best_score)
-        score = sum(scores) / len(scores)
+        try:
+            score = fmean(_validation_score(candidate, case) for case in cases)
+        except DivergedError as error:
+            diverged = error
+            logger.warning("%s %s: left out, %s", method.name, change or "as given", error)
+            continue
         logger.info("%s %s: validation score %.4f", method.name, change or "as given", score)
         if score > best_score:
             best, best_score = candidate, score
+    if diverged is not None and best_score == float("-inf"):
+        raise diverged
     return best
+
+
+def _validation_score(method: Method, case: Case) -> float:
+    knowledge = knowledge_for(case.view, method, case.teachers)
+    with seeded(case.seed):
+        return method.distill(case.view, knowledge).history.best_score

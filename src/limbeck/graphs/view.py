@@ -151,10 +151,17 @@ class View:
         """Hash of the whole graph and of who is unseen in it, on which scores depend."""
         return fingerprint(self.everything, self.test_observed, self.test_unseen)
 
-    @property
+    @cached_property
     def cut_fingerprint(self) -> str:
-        """Hash of both; views that differ in nothing but settings of one cut share it."""
-        return self.fingerprint + self.evaluation_fingerprint
+        """Hash of which nodes are seen, in which order, and trained on; not of their labels.
+
+        A teacher's answers belong to views that share it, whatever the setting.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.nodes, self.observed.edge_index, self.train, self.val):
+            digest.update(f"{tuple(part.shape)}".encode())
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def with_setting(self, setting: str) -> View:
         """The same view scored in another setting that shares its cut.

@@ -110,7 +110,7 @@ def slices(
     drawn = empty_plot(what, label)
     names: dict[str, None] = {}
     lines: dict[str, dict[str, float]] = {}
-    counts: dict[str, float] = {}
+    counts: dict[str, list[float]] = {}
     for method, rows in by_method.items():
         if value == "agreement" and is_teacher(method):
             continue
@@ -120,7 +120,7 @@ def slices(
                 group, _, part = name.partition("=")
                 if group == kind and figures.get(value) is not None:
                     found.setdefault(part, []).append(figures[value])
-                    counts[part] = figures["num_nodes"]
+                    counts.setdefault(part, []).append(figures["num_nodes"])
         lines[method] = {part: statistics.fmean(values) for part, values in found.items()}
         names |= dict.fromkeys(found)
     order = sorted(names, key=_slice_order)
@@ -131,9 +131,9 @@ def slices(
         drawn.add_scatter(
             x=order,
             y=[percent(line.get(part)) for part in order],
-            customdata=[counts.get(part) for part in order],
+            customdata=[round(statistics.fmean(counts[part])) for part in order],
             **method_line(method, colors, shown),
-            hovertemplate=f"{method}<br>%{{x}}: %{{y:.1f}} % (%{{customdata}} nodes)"
+            hovertemplate=f"{method}<br>%{{x}}: %{{y:.1f}} % (%{{customdata}} nodes a seed)"
             "<extra></extra>",
         )
     drawn.update_xaxes(type="category", automargin=True)
@@ -286,13 +286,14 @@ def training(by_method: Mapping[str, Sequence[Row]], colors: Colors, value: str)
     """
     label = "validation accuracy (%)" if value == "val_score" else "training loss"
     drawn = empty_plot("epoch", label, log_y=value == "loss")
-    seed = None
+    seeds = set[int]()
     shown = shown_at_first(by_method)
     for method, rows in by_method.items():
-        row = next((r for r in rows if r["curve"]), None)
+        row = min((r for r in rows if r["curve"]), key=lambda r: r["seed"], default=None)
         if row is None:
             continue
         curve, seed = row["curve"], row["seed"]
+        seeds.add(seed)
         scale: Callable[[float | None], float | None] = percent if value == "val_score" else short
         best = curve["best_epoch"]
         drawn.add_scatter(
@@ -300,7 +301,7 @@ def training(by_method: Mapping[str, Sequence[Row]], colors: Colors, value: str)
             y=[scale(v) for v in curve[value]],
             **method_line(method, colors, shown),
             marker={"size": [10 if epoch == best else 0.1 for epoch in curve["epoch"]]},
-            hovertemplate=f"{method}<br>epoch %{{x}}: %{{y}}<extra></extra>",
+            hovertemplate=f"{method}, seed {seed}<br>epoch %{{x}}: %{{y}}<extra></extra>",
         )
     if not drawn.data:
         return None
@@ -313,4 +314,5 @@ def training(by_method: Mapping[str, Sequence[Row]], colors: Colors, value: str)
     )
     title = "Validation accuracy in training" if value == "val_score" else "Loss in training"
     text = what + legend_note(len(drawn.data))
-    return Figure(f"training-{value}", f"{title}, seed {seed}", text, drawn)
+    which = f"seed {min(seeds)}" if len(seeds) == 1 else "each method's first seed"
+    return Figure(f"training-{value}", f"{title}, {which}", text, drawn)

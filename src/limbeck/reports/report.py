@@ -25,13 +25,14 @@ from limbeck.evaluation.compare import (
     compare,
     critical_difference,
     is_teacher,
+    micro_f1_graphs,
     standings,
 )
 from limbeck.evaluation.published import beside
 from limbeck.files import appearing_whole
 from limbeck.reports.ranks import ranks_svg
 from limbeck.reports.runs import Row, Runs, read_runs
-from limbeck.reports.tables import SELECTION_RULE, critical_note
+from limbeck.reports.tables import SELECTION_RULE, critical_note, micro_f1_notes
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -182,7 +183,7 @@ def _page(
         title=title,
         version=limbeck.__version__,
         folders=runs.folders,
-        notes=runs.notes,
+        notes=(*micro_f1_notes(micro_f1_graphs(runs.rows)), *runs.notes),
         num_runs=len(runs.rows),
         seeds=_ranges({row["seed"] for row in runs.rows}),
         graphs=list(dict.fromkeys(cell.graph for cell in cells)),

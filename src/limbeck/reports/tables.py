@@ -236,8 +236,16 @@ def _notes(comparison: Comparison) -> list[str]:
     return [
         f"Mean ± population standard deviation over {seeds}; bold: best student.",
         f"Selection: {SELECTION_RULE}.",
+        *micro_f1_notes(comparison.micro_f1),
         *([_DEGENERATE] if comparison.degenerate else []),
     ]
+
+
+def micro_f1_notes(graphs: Sequence[str]) -> list[str]:
+    """What accuracy is of graphs whose nodes have several labels; none if there are none."""
+    if not graphs:
+        return []
+    return [f"Nodes of {', '.join(graphs)} have several labels: accuracy there is micro-F1."]
 
 
 def _interval_note(comparison: Comparison) -> str:

@@ -107,6 +107,26 @@ class ViewInputs:
     isolated: NodeInputs
     unknown_edges: Tensor | None = None
 
+    def without_edges(self, nodes: Tensor) -> NodeInputs | None:
+        """The inputs that observed nodes would have if they arrived without edges, as new ones do.
+
+        Args:
+            nodes: Observed nodes, int64 ``[B]``.
+
+        Returns:
+            Features, a position of zeros and an empty row of neighbours, as far as the student
+            reads them; ``None`` for one that reads the graph around a node.
+        """
+        there = self.observed.take(nodes)
+        if there.graph is not None or self.isolated.bands is not None:
+            return None
+        position, neighbors = there.position, there.neighbors
+        if position is not None:
+            position = torch.zeros_like(position)
+        if neighbors is not None:
+            neighbors = no_neighbors(len(nodes), int(neighbors.shape[1]))
+        return NodeInputs(there.x, position, neighbors)
+
 
 def inputs_of(
     view: View,

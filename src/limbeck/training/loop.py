@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from limbeck.errors import OptionError
+from limbeck.errors import DivergedError
 from limbeck.files import appearing_whole
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _train_epoch(
         steps += 1
     mean = float(total) / max(steps, 1)
     if mean != mean:
-        raise OptionError("the loss is not a number: lower the learning rate 'lr'.")
+        raise DivergedError("the loss is not a number: lower the learning rate 'lr'.")
     return mean
 
 
