@@ -86,7 +86,7 @@ def distill(
         from limbeck.evaluation.auto import Auto
 
         chosen = Auto(**{"folder": out.with_name(f"{out.name}-search"), **parse_settings(set_)})
-        chosen = chosen.replace(**limits)
+        chosen = chosen.replace(**limits, defer=defer, quantize=quantize)
     else:
         _check_no_limits(limits)
         name = (source or GraphSource()).graph or ""

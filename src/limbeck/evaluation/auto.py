@@ -40,6 +40,7 @@ from pydantic import Field, field_validator
 
 import limbeck
 from limbeck.errors import DivergedError, OptionError, OutputError, TeacherError, unknown_name
+from limbeck.evaluation.cascade import DeferGoal
 from limbeck.evaluation.choice import (
     BoolArray,
     Candidate,
@@ -51,6 +52,7 @@ from limbeck.evaluation.choice import (
 )
 from limbeck.evaluation.metrics import agreement
 from limbeck.evaluation.protocol import Run, predict_logits, run_method
+from limbeck.export.int8 import Quantization
 from limbeck.files import appearing_whole
 from limbeck.graphs.view import View
 from limbeck.methods import Method, make_method
@@ -58,6 +60,7 @@ from limbeck.methods.base import PositiveInt
 from limbeck.registry import names
 from limbeck.runtime.latency import measure_latency
 from limbeck.runtime.loading import load_bundle
+from limbeck.runtime.predictor import BundledStudent
 from limbeck.teachers.knowledge import FittedTeacher
 from limbeck.training.options import Options
 
@@ -73,6 +76,9 @@ and one that reads its neighbours' ids."""
 
 UNTEACHED = ("mlp",)
 """What is searched by default without a teacher."""
+
+SLACK_BYTES = 1024
+"""What is added to the size of a measured bundle: the final one tells latencies of more batches."""
 
 OWN_OPTIONS: dict[str, dict[str, Any]] = {"nosmog": {"encoding": "spectral"}}
 """Options that differ from the presets: spectral positions need no further library."""
@@ -101,6 +107,10 @@ class Auto(Options):
         seeds: Paired seeds that the finalists are trained with, from the seed of the run on.
         method_options: Options per method that differ from its presets and are not searched.
             Positions of NOSMOG are spectral unless they say otherwise.
+        defer: For what the student is to defer, as :meth:`~limbeck.evaluation.protocol.Run.save`
+            takes it; time and bytes are those of such a bundle.
+        quantize: ``"int8"`` if the bundle is to answer in eight bits. Students without such a form
+            are left out.
         folder: Where finished trainings are kept, so that a search goes on where it stopped;
             ``None`` keeps nothing.
     """
@@ -118,6 +128,8 @@ class Auto(Options):
     reduction: Annotated[int, Field(ge=2)] = 3
     seeds: PositiveInt = 3
     method_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    defer: DeferGoal | None = None
+    quantize: Quantization | None = None
     folder: Path | None = None
 
     @field_validator("widths")
@@ -509,7 +521,11 @@ class _Search:
             trained = _Trained.from_record(self.known[key])
             entry.trained.append(trained)
             if (self.limits.of_export or share == 1) and not trained.left_out:
-                entry.exports.append(self._measure(entry, shortened, seed, trained.student, run))
+                found = self._measure(entry, shortened, seed, trained.student, run)
+                if isinstance(found, str):
+                    trained.left_out = found
+                else:
+                    entry.exports.append(found)
 
     def _distill(self, method: Method, seed: int) -> Run:
         return run_method(self.view, self.teachers, method, seed)
@@ -540,20 +556,30 @@ class _Search:
 
     def _measure(
         self, entry: _Entry, method: Method, seed: int, student: str, run: Run | None
-    ) -> _Export:
-        """Time and size of the exported student, measured once for each shape and kind.
+    ) -> _Export | str:
+        """Time and size of the exported student, or why it cannot be exported so.
 
-        The kind is not told by the options: some methods choose it on validation nodes.
+        Measured once for each shape and kind; the kind is not told by the options, as some methods
+        choose it on validation nodes.
         """
-        key = f"measured {self._shape(method)} {student}"
+        defer, quantize = self.auto.defer, self.auto.quantize
+        key = f"measured {self._shape(method)} {student} {_hash([defer, quantize])}"
         if key not in self.known:
             run = run or self._distill(method, seed)
             with tempfile.TemporaryDirectory() as scratch:
-                path = run.save(Path(scratch) / "bundle")
-                figures = measure_latency(load_bundle(path), (1,), seconds=LATENCY_SECONDS)
-                size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            self._keep(entry, key, {"latency_us": figures["x"]["1"]["p50_us"], "num_bytes": size})
-        return _Export(**self.known[key])
+                try:
+                    path = run.save(
+                        Path(scratch) / "bundle",
+                        latency=_measured,
+                        defer=defer,
+                        quantize=quantize,
+                    )
+                except OptionError as error:
+                    self._keep(entry, key, {"left_out": f"cannot be saved so: {error}"})
+                else:
+                    self._keep(entry, key, _export_of(path)._asdict())
+        found: dict[str, Any] = self.known[key]
+        return _Export(**found) if "num_bytes" in found else str(found["left_out"])
 
     def _shape(self, method: Method) -> str:
         """Name of a method's size: options that are numbers with a point never are a part of it."""
@@ -596,6 +622,19 @@ class _Search:
             for trial in optuna.load_study(study_name=name, storage=self.storage).trials
             for key, record in trial.user_attrs.items()
         }
+
+
+def _measured(student: BundledStudent) -> dict[str, Any]:
+    """Latency of an answer for one node, as the bundle is saved with it."""
+    return measure_latency(student, (1,), seconds=LATENCY_SECONDS)
+
+
+def _export_of(path: Path) -> _Export:
+    """What a bundle says of its latency, and its size on disk."""
+    latency = load_bundle(path).manifest.latency
+    assert latency is not None  # it was measured
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return _Export(latency["x"]["1"]["p50_us"], size + SLACK_BYTES)
 
 
 def _storage(folder: Path | None) -> optuna.storages.BaseStorage:

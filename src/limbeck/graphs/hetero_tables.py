@@ -179,6 +179,17 @@ def read_hetero_folder(path: str | os.PathLike[str], *, name: str | None = None)
     return graph
 
 
+def hetero_tables(path: str | os.PathLike[str]) -> list[Path]:
+    """The files and folders that :func:`read_hetero_folder` reads, the plan first.
+
+    Raises:
+        GraphError: The plan cannot be read.
+    """
+    plan = _plan(Path(path) / PLAN)
+    nodes = [Path(path) / each.table for each in plan.nodes.values()]
+    return [Path(path) / PLAN, *nodes, *(Path(path) / each.table for each in plan.edges)]
+
+
 def _plan(file: Path) -> HeteroPlan:
     try:
         return HeteroPlan.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))

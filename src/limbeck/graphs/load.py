@@ -17,10 +17,11 @@ from limbeck.errors import GraphError, OptionError, unknown_name
 from limbeck.graphs.checks import check_graph
 from limbeck.graphs.datasets import DATASETS, load_dataset
 from limbeck.graphs.hetero import from_hetero
-from limbeck.graphs.hetero_tables import PLAN, read_hetero_folder
+from limbeck.graphs.hetero_tables import PLAN, hetero_tables, read_hetero_folder
 from limbeck.graphs.info import GraphInfo, SplitRule
 from limbeck.graphs.rewire import SurgeryOptions
 from limbeck.graphs.tables import read_folder
+from limbeck.table_files import find_table
 
 
 def load_graph(
@@ -80,20 +81,27 @@ def load_graph(
 
 
 def content_of(source: str) -> str:
-    """Hash of the files of a folder of tables; of a named data set, which does not change, empty.
+    """Hash of the tables of a folder; of a named data set, which does not change, empty.
 
     Args:
         source: A name or path as :func:`load_graph` takes it.
 
     Returns:
-        32 hexadecimal digits, equal for folders with the same files; files of subfolders and hidden
-        ones do not count, the folder's own name neither.
+        32 hexadecimal digits, or nothing.
+
+    Raises:
+        GraphError: The folder holds no tables.
     """
     text = source if Path(source).exists() else source.rpartition("+")[0] or source
     if text.split(":")[0] in DATASETS or not Path(text).is_dir():
         return ""
-    files = [file for file in Path(text).iterdir() if file.is_file() and file.name[0] != "."]
-    stats = ((str(file), file.stat()) for file in sorted(files))
+    if (Path(text) / PLAN).is_file():
+        tables = hetero_tables(text)
+    else:
+        tables = [find_table(text, "nodes"), find_table(text, "edges")]
+    parts = [sorted(table.rglob("*")) if table.is_dir() else [table] for table in tables]
+    files = dict.fromkeys(file for part in parts for file in part if file.is_file())
+    stats = ((str(file), file.stat()) for file in files)
     return _content(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
 
 
