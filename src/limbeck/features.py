@@ -329,7 +329,8 @@ def _kind(name: str, values: pa.ChunkedArray, categorical: bool, where: str) -> 
         example = next(iter(values.drop_null().slice(0, 1).to_pylist()), "")
         raise GraphError(
             f"column {name!r} of {where} holds text (such as {example!r}), which is no feature: "
-            f"declare it with categorical=[{name!r}], or name the feature columns with features."
+            f"declare it with categorical=[{name!r}] (--categorical {name}), or name the feature "
+            "columns with features (--features)."
         )
     raise GraphError(
         f"column {name!r} of {where} is {given}, which is no feature: give numbers, categories, "

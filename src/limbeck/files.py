@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from limbeck.errors import OutputError
@@ -33,4 +33,5 @@ def appearing_whole(target: Path, advice: str = "") -> Iterator[Path]:
         sentence = f"{target} cannot be written ({error.strerror or error})"
         raise OutputError(f"{sentence}: {advice}." if advice else f"{sentence}.") from None
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before is what to tell
+            aside.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -125,10 +126,19 @@ def good(tmp_path):
         (["--logits", "missing.npy"], ["missing.npy"]),
         (["--teacher-file", "missing.pt"], ["missing.pt"]),
         (["--label", "lable"], ["'lable'", "'label'"]),
+        (["--set", "dropout=[32"], ["--set 'dropout=[32'", "no value of YAML"]),
+        (["--edges", "missing.parquet"], ["--edges belongs to --nodes"]),
     ],
 )
 def test_options(tmp_path, capsys, good, arguments, words):
     refuse(capsys, distill(tmp_path, *good, *arguments), *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["graph"]
+
+
+def test_options_of_methods_that_are_searched(tmp_path, capsys, good):
+    out = ["--out", str(tmp_path / "bundle"), "--teacher-set", "max_epochs=1", "--quiet"]
+    options = "method_options={glnn: {max_epochs: 1}, mlp: {max_epoch: 1}}"
+    refuse(capsys, ["distill", *good, *out, "--method", "auto", "--set", options], "'max_epoch'")
     assert [path.name for path in tmp_path.iterdir()] == ["graph"]
 
 
@@ -198,7 +208,108 @@ def test_requests(tmp_path, capsys, bundle):
     np.save(tmp_path / "wide.npy", np.zeros((2, 9)))
     refuse(capsys, ["predict", str(bundle), "--input", str(tmp_path / "wide.npy")], "9", "2")
     pq.write_table(pa.table({"size": [1.0]}), tmp_path / "narrow.parquet")
-    refuse(capsys, ["predict", str(bundle), "--input", str(tmp_path / "narrow.parquet")], "age")
+    narrow = ["predict", str(bundle), "--input", str(tmp_path / "narrow.parquet")]
+    refuse(capsys, narrow, "no column 'age'", "narrow.parquet")
+    refuse(capsys, [*narrow, "--neighbors", "friends"], "no column 'friends'", "narrow.parquet")
+    pq.write_table(pa.table({"height": [1.0]}), tmp_path / "other.parquet")
+    other = ["predict", str(bundle), "--input", str(tmp_path / "other.parquet")]
+    refuse(capsys, other, "no column 'size'", "other.parquet")
+
+
+def test_an_address_that_is_taken(capsys, bundle):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        serve = ["serve", str(bundle), "--port", port]
+        refuse(capsys, serve, f"127.0.0.1:{port}", "in use", "--port")
+    elsewhere = ["serve", str(bundle), "--host", "no.such.host.invalid"]
+    refuse(capsys, elsewhere, "no.such.host.invalid:", "--host")
+
+
+def bench(out: Path, *arguments: str) -> list[str]:
+    plan = ["--seeds", "1", "--no-latency", "--quiet", "--out", str(out)]
+    methods = [] if "--methods" in arguments else ["--methods", "mlp"]
+    return ["bench", *plan, *methods, *arguments]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--graphs", "texas,./nosuch"], ["./nosuch", "no such folder"]),
+        (["--graphs", "texas,coraa"], ["unknown data set 'coraa'", "'cora'"]),
+        (["--graphs", "texas+sdfr"], ["sdfr"]),
+        (["--graphs", "texas,texas"], ["graph 'texas' is named twice"]),
+        (["--graphs", "texas", "--methods", "mlp,mlp"], ["method 'mlp' is named twice"]),
+        (["--graphs", "texas", "--workers", "0"], ["workers is 0"]),
+    ],
+)
+def test_tables_that_are_not_begun(tmp_path, capsys, arguments, words):
+    refuse(capsys, bench(tmp_path / "out", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_of_a_table_that_cannot_be_used(tmp_path, capsys):
+    plan = tmp_path / "plan.yaml"
+    command = ["bench", "--config", str(plan), "--out", str(tmp_path / "out")]
+    for text, words in (
+        (b"\xff\xfe", ["plan.yaml", "not a YAML file"]),
+        (b"{graphs: [texas], graph_seeds: {texaz: 2}}", ["unknown data set 'texaz'", "'texas'"]),
+        (b"{graphs: [texas], methods: [t], variants: {'teacher:x': {method: mlp}}}", ["unknown"]),
+        (b"{graphs: [texas], variants: {teacher: {method: mlp}}}", ["variant 'teacher'"]),
+    ):
+        plan.write_bytes(text)
+        refuse(capsys, command, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+def test_a_folder_of_a_table_that_is_broken(tmp_path, capsys, good):
+    out = tmp_path / "out"
+    out.write_text("a file")
+    refuse(capsys, bench(out, "--graphs", good[1]), "out is a file")
+    out.unlink()
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "teacher_options: {sage: {max_epochs: 1}}\nmethod_options: {mlp: {max_epochs: 1}}"
+    )
+    command = bench(out, "--graphs", good[1], "--config", str(plan))
+    assert run(command) == 0
+    capsys.readouterr()
+    cell = next((out / "cells").glob("*.mlp.*"))
+    cell.write_bytes(cell.read_bytes()[:100])
+    refuse(capsys, command, cell.name, "remove it")
+    cell.unlink()
+    assert run(command) == 0
+    capsys.readouterr()
+    (out / "bench.json").write_text('{"limbeck"')
+    refuse(capsys, command, "bench.json cannot be read", "another folder")
+    report = tmp_path / "plan.yaml" / "report.html"
+    refuse(capsys, ["report", str(out), "--out", str(report)], "out cannot be read")
+    (out / "bench.json").unlink()
+    refuse(capsys, ["report", str(out), "--out", str(report)], "report.html cannot be written")
+
+
+def test_tables_with_text_are_read_as_the_plan_says(tmp_path, capsys):
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    write(folder, {**NODES, "maker": ["x", "y"] * 30}, EDGES)
+    out = tmp_path / "out"
+    refuse(capsys, bench(out, "--graphs", str(folder)), "'maker'", "--categorical maker")
+    assert not out.exists()
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "teacher_options: {sage: {max_epochs: 1}}\nmethod_options: {mlp: {max_epochs: 1}}\n"
+        f"tables: {{{folder}: {{categorical: [maker]}}}}"
+    )
+    assert run(bench(out, "--graphs", str(folder), "--config", str(plan))) == 0
+
+
+def test_an_option_takes_several_values(tmp_path, capsys):
+    write(tmp_path, {**NODES, "maker": ["x", "y"] * 30}, EDGES)
+    for named in (["size", "age"], ["size", "--features", "age"]):
+        command = ["profile", str(tmp_path), "--json", "--features", *named]
+        assert run(command) == 0
+        assert json.loads(capsys.readouterr().out)
 
 
 def test_a_disk_that_fills_up(tmp_path, capsys, good, monkeypatch):

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from limbeck.errors import OptionError
+from limbeck.errors import DivergedError, OptionError
 from limbeck.evaluation.bench import run_bench
 from limbeck.evaluation.plan import Bench
-from limbeck.evaluation.tune import candidates, tune
+from limbeck.evaluation.tune import Case, best_candidate, candidates, tune
 from limbeck.graphs.view import make_view
 from limbeck.methods import make_method
 from limbeck.registry import METHODS
@@ -27,6 +27,17 @@ def test_every_candidate_is_a_valid_method(name: str) -> None:
     assert set(found[1]) == set(method.search_space()) >= {"lr", "weight_decay", "dropout"}
     for changes in found:
         method.replace(**changes)
+
+
+def test_a_candidate_that_diverges_is_worse_than_all_others(caplog) -> None:
+    view = make_view(small_graph(), "transductive", 0)
+    case = Case(view, (fit_teacher(view, "gcn", 0, max_epochs=5),), 0)
+    method = make_method("glnn", hidden_channels=8, max_epochs=15)
+    changes = [{"lr": 1e25}, {"lr": 0.01}, {"lr": 1e26}]
+    assert best_candidate(method, changes, [case]).lr == 0.01
+    assert caplog.text.count("the loss is not a number") == 2
+    with pytest.raises(DivergedError, match="lower the learning rate"):
+        best_candidate(method, changes[:1], [case])
 
 
 def test_the_best_on_validation_is_kept_and_test_labels_change_nothing() -> None:

@@ -55,6 +55,7 @@ def bench(
     from limbeck.evaluation.bench import run_bench
     from limbeck.evaluation.compare import compare
     from limbeck.evaluation.plan import Bench
+    from limbeck.files import appearing_whole
     from limbeck.reports.tables import (
         differences_to_terminal,
         standings_to_terminal,
@@ -80,7 +81,8 @@ def bench(
 
     table = run_bench(plan, out, workers=workers, on_group=report)
     comparison = compare(table)
-    (out / "table.md").write_text(to_markdown(comparison), encoding="utf-8")
+    with appearing_whole(out / "table.md") as aside:
+        aside.write_text(to_markdown(comparison), encoding="utf-8")
     if json:
         show_json(table.to_pylist())
         return

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 
+_SEVERAL = Parameter(consume_multiple=True, negative="", show_default=False)
+"""An option that takes several values, with or without its name before each."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class GraphSource:
@@ -34,9 +38,9 @@ class GraphSource:
     "Column of edges with the id that an edge leaves."
     target: str | None = None
     "Column of edges with the id that an edge enters."
-    features: tuple[str, ...] = ()
+    features: Annotated[tuple[str, ...], _SEVERAL] = ()
     "Feature columns; all others by default."
-    categorical: tuple[str, ...] = ()
+    categorical: Annotated[tuple[str, ...], _SEVERAL] = ()
     "Feature columns that name a category."
     edge_direction: Literal["undirected", "source-to-target", "target-to-source"] | None = None
     "Which way messages go along an edge; both by default."
@@ -55,6 +59,8 @@ class GraphSource:
             if self.edges is None:
                 raise OptionError("option --edges is missing: give the file of edges.")
             return read_tables(self.nodes, self.edges, **columns)
+        if self.edges is not None and self.graph is not None:
+            raise OptionError("option --edges belongs to --nodes: with --graph, leave it out.")
         if self.graph is None:
             raise OptionError("no graph was given: use --graph NAME, or --nodes and --edges.")
         return load_graph(self.graph, data_root=self.data_root, **columns)
@@ -80,7 +86,7 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     """Turn ``("dropout=0.3", "norm=batch")`` into options; values are read as YAML.
 
     Raises:
-        OptionError: A pair has no ``=``.
+        OptionError: A pair has no ``=``, or a value cannot be read.
     """
     import yaml
 
@@ -89,7 +95,11 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise OptionError(f"option --set {pair!r}: write NAME=VALUE, such as dropout=0.3.")
-        options[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        try:
+            options[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise OptionError(f"option --set {pair!r}: no value of YAML ({reason}).") from None
     return options
 
 

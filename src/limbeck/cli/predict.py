@@ -169,8 +169,13 @@ def _rows_of_file(student: Any, path: Path, neighbors: str | None) -> dict[str, 
     columns = [
         column["name"] for column in (student.manifest.preprocessing or {}).get("columns", [])
     ]
+    file = open_table(path)
+    if neighbors is not None:
+        file.check_column(neighbors, "neighbors")
     wanted = columns if neighbors is None else list(dict.fromkeys([*columns, neighbors]))
-    table = open_table(path).read(wanted)
+    # a feature that is missing is told by the student, who knows what it is
+    present = [name for name in wanted if name in file.columns]
+    table = file.read(present or file.columns[:1])
     request: dict[str, Any] = {"x": student.rows_of_table(table, str(path))}
     if neighbors is not None:
         lists = table[neighbors].to_pylist()

@@ -352,6 +352,8 @@ class _Search:
             raise TeacherError("option 'min_agreement' is about a teacher: give one.")
         self.view, self.teachers, self.auto, self.seed = view, teachers, auto, seed
         self.methods = auto.searched(taught=bool(teachers))
+        for name in self.methods:  # an option may be wrong, which is better found now
+            make_method(name, view.info.dataset, view.setting, **auto.options_of(name))
         self.limits, self.rungs = auto.limits, rungs or auto.rungs
         self.say = _say if progress else _be_silent
         self.key = self._digest()

@@ -30,9 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
+from torch_geometric.data import Data
 
 import limbeck
-from limbeck.errors import OutputError
+from limbeck.errors import OptionError, OutputError
 from limbeck.evaluation.compare import TEACHER
 from limbeck.evaluation.distill import distill
 from limbeck.evaluation.framelets import framelet_diagnostics
@@ -133,9 +134,16 @@ def run_bench(
 
     Raises:
         OptionError: A name or option is wrong; found before anything is trained.
-        OutputError: ``out`` holds something else or cannot be written.
+        GraphError: A folder of tables cannot be read.
+        OutputError: ``out`` holds something else, cannot be written, or has a file that cannot be
+            read.
     """
+    if workers < 1:
+        raise OptionError(f"workers is {workers}: it must be at least 1.")
     bench.check_names()
+    for graph in bench.graphs:
+        if content_of(graph):  # tables may have mistakes, which are better found now
+            _load(bench, graph)
     folder = _prepare(bench, Path(out))
     spent = _Spent(folder, workers, bench.graphs)
     plan = list(groups(bench))
@@ -253,8 +261,12 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
 
 
 def _view_of(bench: Bench, group: Group) -> View:
-    graph = load_graph(group.graph, data_root=bench.data_root)
+    graph = _load(bench, group.graph)
     return make_view(graph, group.settings[0], group.seed, unseen=bench.unseen)
+
+
+def _load(bench: Bench, graph: str) -> Data:
+    return load_graph(graph, data_root=bench.data_root, **bench.tables.get(graph, {}))
 
 
 def _noted(method: Method) -> Method:
@@ -347,7 +359,7 @@ def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
     with FileLock(file.with_suffix(".lock")):
         if not file.is_file():
             cases = []
-            graph = load_graph(group.graph, data_root=bench.data_root)
+            graph = _load(bench, group.graph)
             for seed in range(bench.tuning_seed, bench.tuning_seed + bench.tuning_seeds):
                 view = make_view(graph, group.settings[0], seed, unseen=bench.unseen)
                 cases.append(Case(view, tuple(_fit_teachers(bench, group, view, seed)), seed))
@@ -365,7 +377,7 @@ def _tuned_file(bench: Bench, folder: Path, group: Group, name: str) -> Path:
     method = bench.method(name, group.graph, group.settings[0])
     digest = _digest(
         [
-            *_graph_of(group),
+            *_graph_of(bench, group),
             _cut_of(group),
             group.teacher,
             _teachers_of(bench, group),
@@ -447,7 +459,7 @@ def _student_costs(bundle: Path) -> dict[str, float]:
 def _teacher_costs(bench: Bench, group: Group) -> dict[str, float]:
     """Latency of a teacher's exact answer, whichever way is quicker."""
     (member,) = bench.members(group.teacher)
-    graph = load_graph(group.graph, data_root=bench.data_root)
+    graph = _load(bench, group.graph)
     options = teacher_options(member.teacher, group.graph, **member.options).model_dump()
     figures = measure_teacher_latency(
         member.teacher, options, graph, (1, 256), seconds=LATENCY_SECONDS
@@ -477,7 +489,13 @@ def _kind_of(run: Run) -> str:
 
 def _cell(path: Path) -> pa.Table | None:
     """A cell's rows, if it is there."""
-    return pq.read_table(path, schema=SCHEMA) if path.is_file() else None
+    try:
+        return pq.read_table(path, schema=SCHEMA) if path.is_file() else None
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise OutputError(
+            f"{path} cannot be read ({reason}): remove it, and what it held is computed again."
+        ) from None
 
 
 def _kind_in(cell: pa.Table) -> str | None:
@@ -508,7 +526,7 @@ def _costs_file(
                 return None
             method = type(method)(**json.loads(tuned.read_text()))
         kind, options = method.name, method.model_dump(mode="json")
-    parts = [*_graph_of(group), kind, options]
+    parts = [*_graph_of(bench, group), kind, options]
     if student is not None:  # else as before cells said it, so that theirs are still found
         parts += [_cut_of(group), student]
     return folder / "costs" / f"{kind}.{_digest(parts)}.json"
@@ -553,17 +571,17 @@ def _cell_path(bench: Bench, folder: Path, group: Group, name: str) -> Path:
     if bench.half_layers:
         teachers = {"half layers": teachers}
     digest = _digest(
-        [*_graph_of(group), group.settings, group.seed, name, method, teachers, bench.unseen]
+        [*_graph_of(bench, group), group.settings, group.seed, name, method, teachers, bench.unseen]
     )
     parts = (group.graph, _cut_of(group), group.teacher, str(group.seed), name, digest)
     stem = ".".join(re.sub(r"[/\\:]", "-", part) for part in parts)
     return folder / "cells" / f"{stem}.parquet"
 
 
-def _graph_of(group: Group) -> list[str]:
+def _graph_of(bench: Bench, group: Group) -> list[Any]:
     """What a digest says of a graph: its name, and what is in it where that may change."""
-    content = content_of(group.graph)
-    return [group.graph, content] if content else [group.graph]
+    content, read = content_of(group.graph), bench.tables.get(group.graph)
+    return [group.graph, *([content] if content else []), *([read] if read else [])]
 
 
 def _cut_of(group: Group) -> str:
@@ -606,11 +624,10 @@ class _Spent:
 
     def __init__(self, folder: Path, workers: int, graphs: Sequence[str]) -> None:
         self.folder = folder
-        self.marker = folder / MARKER
         self.workers = workers
         self.graphs = list(graphs)
         self.started = time.monotonic()
-        self.before = json.loads(self.marker.read_text()).get("spent", [])
+        self.before = _about(folder).get("spent", [])
         self.there = self._cells()
 
     def note(self) -> None:
@@ -633,19 +650,31 @@ class _Spent:
 
 def _note(folder: Path, **about: Any) -> None:
     """Write something down in ``bench.json``."""
-    marker = folder / MARKER
-    _write_text(marker, json.dumps({**json.loads(marker.read_text()), **about}))
+    _write_text(folder / MARKER, json.dumps({**_about(folder), **about}))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What ``bench.json`` says."""
+    try:
+        about: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OutputError(
+            f"{folder / MARKER} cannot be read ({error}): choose another folder for 'out'."
+        ) from None
+    return about
 
 
 def _prepare(bench: Bench, folder: Path) -> Path:
     marker = folder / MARKER
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: 'out' is a folder, choose another name for it.")
     if folder.exists() and not marker.is_file() and any(folder.iterdir()):
         raise OutputError(
             f"{folder} exists and holds no table of Limbeck: choose another folder for 'out'."
         )
     try:
         (folder / "cells").mkdir(parents=True, exist_ok=True)
-        spent = json.loads(marker.read_text()).get("spent", []) if marker.is_file() else []
+        spent = _about(folder).get("spent", []) if marker.is_file() else []
         about = {
             "limbeck": limbeck.__version__,
             "bench": bench.model_dump(mode="json"),

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from limbeck.errors import OptionError, unknown_name
 from limbeck.evaluation.compare import is_teacher
+from limbeck.graphs.load import check_source
 from limbeck.graphs.view import SETTINGS
 from limbeck.methods import Method, make_method
 from limbeck.registry import names
@@ -115,6 +116,8 @@ class Bench(Options):
             method whose cells were computed without it is trained once more for that. Of a teacher
             the quicker of its answers that are exact: from the whole neighbourhood of the nodes,
             or from the whole graph.
+        tables: How folders of tables among ``graphs`` are read, by their names there, such as
+            ``{shop: {categorical: [land]}}``; see :func:`~limbeck.graphs.tables.read_tables`.
         data_root: Folder of the named data sets; ``LIMBECK_DATA`` by default.
     """
 
@@ -144,6 +147,7 @@ class Bench(Options):
     half_layers: bool = False
     latency: bool = True
     data_root: str | None = None
+    tables: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **changes: Any) -> Bench:
@@ -157,7 +161,7 @@ class Bench(Options):
                 document = yaml.safe_load(stream)
         except OSError as error:
             raise OptionError(f"{path}: the file cannot be read ({error.strerror}).") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise OptionError(f"{path}: not a YAML file that can be read ({reason}).") from None
         if not isinstance(document, dict):
@@ -172,6 +176,7 @@ class Bench(Options):
 
         Raises:
             OptionError: A name or option is unknown, or a value out of range.
+        GraphError: A folder of tables is not there.
         """
         for setting in self.settings:
             if setting not in SETTINGS:
@@ -218,6 +223,8 @@ class Bench(Options):
         for name in (*self.teacher_variants, *self.committees):
             if name in names("teacher"):
                 raise OptionError(f"{name!r} is the name of a teacher: choose another name for it.")
+        for graph in (*self.graphs, *self.graph_seeds, *self.tables):
+            check_source(graph)
         for graph in self.graphs:
             for name in self.methods:
                 plain = self.method(name, graph)

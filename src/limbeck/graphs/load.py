@@ -55,8 +55,9 @@ def load_graph(
     if isinstance(source, Data | HeteroData):
         _no_table_options(table_options, "a PyG Data")
         return from_hetero(source) if isinstance(source, HeteroData) else from_data(source)
-    text, plus, suffix = os.fspath(source).rpartition("+")
-    if plus and not Path(source).exists():  # the folder of a user may have a plus in its name
+    text = _without_surgery(os.fspath(source))
+    if text != os.fspath(source):
+        suffix = os.fspath(source).removeprefix(f"{text}+")
         surgery = SurgeryOptions.from_suffix(suffix)
         graph = load_graph(text, data_root=data_root, **table_options)
         graph.info = replace(
@@ -66,18 +67,40 @@ def load_graph(
             surgery=surgery,
         )
         return graph
-    text = os.fspath(source)
+    check_source(text)
     if text.split(":")[0] in DATASETS:
         _no_table_options(table_options, f"the data set {text!r}")
         return load_dataset(text, data_root)
     if (Path(text) / PLAN).is_file():
         _no_table_options(table_options, f"described by {Path(text) / PLAN}")
         return read_hetero_folder(text)
-    if Path(text).is_dir():
-        return read_folder(text, **table_options)
+    return read_folder(text, **table_options)
+
+
+def check_source(source: str) -> None:
+    """Refuse a name that no data set has, or a folder that is not there; nothing is read.
+
+    Args:
+        source: A name or path as :func:`load_graph` takes it.
+
+    Raises:
+        OptionError: Unknown name.
+        GraphError: There is no such folder.
+    """
+    text = _without_surgery(source)
+    if text != source:
+        SurgeryOptions.from_suffix(source.removeprefix(f"{text}+"))
+    if text.split(":")[0] in DATASETS or Path(text).is_dir():
+        return
     if os.sep in text or Path(text).exists():
         raise GraphError(f"{text}: no such folder; give a folder that holds nodes and edges.")
     raise unknown_name("data set", text, DATASETS)
+
+
+def _without_surgery(source: str) -> str:
+    """A name or path without what follows its plus; the folder of a user may have one, too."""
+    text, plus, _ = source.rpartition("+")
+    return text if plus and not Path(source).exists() else source
 
 
 def content_of(source: str) -> str:
@@ -92,7 +115,7 @@ def content_of(source: str) -> str:
     Raises:
         GraphError: The folder holds no tables.
     """
-    text = source if Path(source).exists() else source.rpartition("+")[0] or source
+    text = _without_surgery(source)
     if text.split(":")[0] in DATASETS or not Path(text).is_dir():
         return ""
     if (Path(text) / PLAN).is_file():

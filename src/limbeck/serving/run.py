@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import tempfile
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from limbeck.errors import OptionError
 from limbeck.runtime import load_bundle
 from limbeck.runtime.places import is_redis, open_changes
 from limbeck.serving.app import create_app
@@ -40,6 +42,7 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
         workers: Number of processes.
 
     Raises:
+        OptionError: The address is taken, or not one of this machine.
         BundleError: A bundle or an overlay cannot be read.
         OutputError: An overlay cannot be written, or its server cannot be reached.
         MissingExtraError: The overlay is a Redis server, and redis-py is not installed.
@@ -50,6 +53,7 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
         student.manifest.require_one_class("the server")
         if settings.overlay is not None and is_redis(settings.overlay):
             open_changes(settings.overlay, student.manifest, verify=False).close()
+    check_address(host, port)
     with tempfile.TemporaryDirectory(prefix="limbeck-serve-") as folder:
         settings = dataclasses.replace(settings, plan=settings.plan or f"{folder}/plan.json")
         os.environ[SETTINGS] = settings.to_json()
@@ -72,6 +76,27 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
             timeout_graceful_shutdown=STOP_SECONDS,
             timeout_worker_healthcheck=START_SECONDS,
         )
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that the server could not listen on.
+
+    Raises:
+        OptionError: It is taken, not one of this machine, or asks for rights that are not there.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(
+            f"the server cannot listen on {host}:{port} ({reason}): choose another --port or "
+            "--host."
+        ) from None
 
 
 def app_of_worker() -> ASGIApp:
