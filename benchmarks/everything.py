@@ -2,7 +2,7 @@
 
 limbeck bench --config benchmarks/core.yaml --workers 2 --out runs/core
 python benchmarks/write_results.py benchmarks/core.yaml runs/core
-python benchmarks/everything.py core full full_imdb --once once
+python benchmarks/everything.py core full full_imdb large --once once
 
 Each table that is named has been written the way the first two lines write core.yaml's; that of
 ``--once`` holds the own student with as many trainings in all as others had.
@@ -46,7 +46,7 @@ def read(tables: list[str]) -> tuple[pa.Table, list[str]]:
         graphs = ", ".join(f"{graph} ({count})" for graph, count in seeds.items())
         lines.append(f"| [{name}]({name}.md) | {graphs} |")
         pieces.append(piece.replace_schema_metadata(None))
-    return pa.concat_tables(pieces), lines
+    return pa.concat_tables(pieces, promote_options="default"), lines
 
 
 def in_percent(comparison: Comparison) -> Means:
@@ -175,7 +175,7 @@ def kinds(means: Means, misled: set[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", default=["core", "full", "full_imdb"])
+    parser.add_argument("tables", nargs="*", default=["core", "full", "full_imdb", "large"])
     parser.add_argument("--once", help="table of the own student without a search")
     arguments = parser.parse_args()
     table, sources = read(arguments.tables)

@@ -105,7 +105,9 @@ def collected(runs: Path, committed: Path) -> tuple[pa.Table, list[dict[str, Any
         before = pq.read_table(committed)
         others = before.filter(pc.invert(pc.is_in(before["graph"], pa.array(graphs))))
         if others.num_rows:
-            table = pa.concat_tables([others.replace_schema_metadata(None), table])
+            # rows of older versions may lack a column
+            pieces = [others.replace_schema_metadata(None), table]
+            table = pa.concat_tables(pieces, promote_options="default")
             kept = json.loads((before.schema.metadata or {})[MADE])
             left = [
                 {**one, "graphs": [g for g in one["graphs"] if g not in graphs]} for one in kept
