@@ -175,7 +175,7 @@ def kinds(means: Means, misled: set[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", default=["core", "full", "full_imdb", "large"])
+    parser.add_argument("tables", nargs="+", help="tables that are written, such as core full")
     parser.add_argument("--once", help="table of the own student without a search")
     arguments = parser.parse_args()
     table, sources = read(arguments.tables)
