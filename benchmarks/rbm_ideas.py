@@ -22,7 +22,8 @@ import numpy as np
 from write_results import PACKAGES, costs
 
 import limbeck
-from limbeck.evaluation.bench import collect, run_bench
+from limbeck.evaluation.bench import run_bench
+from limbeck.evaluation.cells import collect
 from limbeck.evaluation.compare import TEACHER, compare, paired_differences
 from limbeck.evaluation.plan import Bench, Variant
 from limbeck.reports.tables import to_markdown

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from limbeck.evaluation.bench import MARKER
+from limbeck.evaluation.cells import MARKER
 from limbeck.evaluation.compare import Comparison, compare
 from limbeck.evaluation.published import beside
 from limbeck.reports.ranks import ranks_svg

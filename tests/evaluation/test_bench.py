@@ -8,7 +8,8 @@ import pytest
 
 import limbeck.evaluation.bench as bench_module
 from limbeck.errors import OptionError, OutputError
-from limbeck.evaluation.bench import COSTS, SCHEMA, run_bench
+from limbeck.evaluation.bench import run_bench
+from limbeck.evaluation.cells import COSTS, SCHEMA
 from limbeck.evaluation.plan import Bench, groups
 from limbeck.reports.runs import read_runs
 

@@ -7,6 +7,7 @@ import pytest
 import limbeck.evaluation.bench as bench_module
 from limbeck.errors import OptionError
 from limbeck.evaluation.bench import run_bench
+from limbeck.evaluation.cells import cell_path
 from limbeck.evaluation.compare import is_teacher, standings
 from limbeck.evaluation.plan import Bench, groups
 
@@ -74,13 +75,13 @@ def test_plain_teachers_keep_their_cells(tmp_path):
         teachers=("sage", "depths"),
     )
     (group,) = groups(plain)
-    path = bench_module._cell_path(plain, tmp_path, group, "mlp")
-    assert path == bench_module._cell_path(beside, tmp_path, group, "mlp")
-    others = [bench_module._cell_path(beside, tmp_path, g, "mlp") for g in groups(beside)]
+    path = cell_path(plain, tmp_path, group, "mlp")
+    assert path == cell_path(beside, tmp_path, group, "mlp")
+    others = [cell_path(beside, tmp_path, g, "mlp") for g in groups(beside)]
     assert len(set(others)) == 2
     wider = {**QUICK["teacher_variants"]["gcn2"], "options": {"num_layers": 4}}
     changed = beside.replace(teacher_variants={**QUICK["teacher_variants"], "gcn2": wider})
-    moved = [bench_module._cell_path(changed, tmp_path, g, "mlp") for g in groups(changed)]
+    moved = [cell_path(changed, tmp_path, g, "mlp") for g in groups(changed)]
     assert moved[0] == others[0]
     assert moved[1] != others[1]
 

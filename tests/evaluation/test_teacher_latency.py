@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from limbeck.evaluation.bench import TIMED_TEACHERS
-from limbeck.evaluation.latency import measure_teacher_latency, reach
+from limbeck.evaluation.cells import TIMED_TEACHERS
+from limbeck.evaluation.latency import measure_teacher_latency
 from limbeck.graphs.load import load_graph
 from limbeck.graphs.view import make_view
 from limbeck.teachers.fit import teacher_options
@@ -26,7 +26,7 @@ def path(num_nodes: int) -> Data:
 @pytest.mark.parametrize("name", [name for name in TIMED_TEACHERS if name != "linkx"])
 def test_an_answer_depends_on_features_as_far_as_it_reaches(name: str) -> None:
     options = teacher_options(name, "cora", fan_out=(), dropout=0.0)
-    num_nodes = 2 * reach(options) + 3
+    num_nodes = 2 * options.hops + 3
     view = make_view(load_graph(path(num_nodes)), "transductive", 0)
     torch.manual_seed(0)
     module = options.build(view).double().eval()
@@ -35,7 +35,7 @@ def test_an_answer_depends_on_features_as_far_as_it_reaches(name: str) -> None:
     module(x, adj.double() if adj.is_floating_point() else adj)[0].sum().backward()
     assert x.grad is not None
     furthest = int(x.grad.abs().sum(1).nonzero().max())
-    assert furthest == reach(options)
+    assert furthest == options.hops
 
 
 def test_all_ways_to_answer_are_timed() -> None:

@@ -10,12 +10,10 @@ more.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,12 +32,24 @@ from torch_geometric.data import Data
 
 import limbeck
 from limbeck.errors import OptionError, OutputError
+from limbeck.evaluation.cells import (
+    COSTS,
+    MARKER,
+    SCHEMA,
+    cell_path,
+    collect,
+    costs_file,
+    is_probed,
+    kind_in,
+    read_cell,
+    tuned_file,
+)
 from limbeck.evaluation.compare import TEACHER
 from limbeck.evaluation.distill import distill
 from limbeck.evaluation.framelets import framelet_diagnostics
 from limbeck.evaluation.latency import measure_teacher_latency
 from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
-from limbeck.evaluation.plan import Bench, Group, Member, groups
+from limbeck.evaluation.plan import Bench, Group, groups
 from limbeck.evaluation.probe import probe
 from limbeck.evaluation.protocol import Run
 from limbeck.evaluation.routing import routes, routing_diagnostics
@@ -62,56 +72,8 @@ logger = logging.getLogger(__name__)
 
 LATENCY_SECONDS = 1.0
 
-MARKER = "bench.json"
-"""File of a table's folder that says what it holds, with which versions and in what time."""
-
 LOG_EVERY = 10
 """Epochs from one entry of a diagnosed method's notes to the next, where it has no other."""
-
-TIMED_TEACHERS = ("sage", "gcn", "gat", "appnp", "sgc", "gcnii", "gpr-gnn", "linkx")
-"""Teachers whose answer for a node is timed; the others need a transform of the whole graph."""
-
-COSTS = ("latency_us_b1", "latency_us_b256", "bundle_bytes", "model_bytes")
-"""Columns that are measured once per graph, cut, method and kind of student."""
-
-SCHEMA = pa.schema(
-    [
-        ("graph", pa.string()),
-        ("setting", pa.string()),
-        ("seed", pa.int64()),
-        ("teacher", pa.string()),
-        ("method", pa.string()),
-        ("metric", pa.string()),
-        ("val_accuracy", pa.float64()),
-        ("test_accuracy", pa.float64()),
-        ("test_macro_f1", pa.float64()),
-        ("test_roc_auc", pa.float64()),
-        ("agreement", pa.float64()),
-        ("ece", pa.float64()),
-        ("brier", pa.float64()),
-        ("cut_consistency", pa.float64()),
-        ("parameters", pa.int64()),
-        ("train_seconds", pa.float64()),
-        ("epochs", pa.int64()),
-        ("peak_mb", pa.float64()),
-        ("latency_us_b1", pa.float64()),
-        ("latency_us_b256", pa.float64()),
-        ("bundle_bytes", pa.int64()),
-        ("model_bytes", pa.int64()),
-        ("num_test_nodes", pa.int64()),
-        ("slices", pa.string()),
-        ("options", pa.string()),
-        ("routing", pa.string()),
-        ("probe_ratio", pa.float64()),
-        ("framelets", pa.string()),
-        ("table_parameters", pa.int64()),
-        ("attention", pa.string()),
-        ("curve", pa.string()),
-        ("reliability", pa.string()),
-        ("diagnostics", pa.string()),
-        ("student", pa.string()),
-    ]
-)
 
 
 def run_bench(
@@ -158,22 +120,6 @@ def run_bench(
     _write_parquet(table, folder / "runs.parquet")
     _note(folder, finished=True)
     return table
-
-
-def collect(bench: Bench, folder: Path) -> pa.Table:
-    """The rows of a table that have been computed so far."""
-    cells = [
-        _with_costs(cell, _costs_file(bench, folder, group, method, _kind_in(cell)))
-        for group in groups(bench)
-        for method in (TEACHER, *bench.methods_of(group.teacher))
-        if (cell := _cell(_cell_path(bench, folder, group, method))) is not None
-    ]
-    if not cells:
-        return SCHEMA.empty_table()
-    wanted = set(bench.settings)
-    table = pa.concat_tables(cells)
-    keep = [setting in wanted for setting in table["setting"].to_pylist()]
-    return table.filter(pa.array(keep))
 
 
 def _compute(bench: Bench, folder: Path, plan: list[Group], workers: int) -> Iterator[Group]:
@@ -223,9 +169,9 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
         described = bench.diagnostics and routes(run.student)
         framelets = _framelets(run) if bench.diagnostics else None
         visible = json.dumps(diagnostics(run), allow_nan=False) if bench.diagnostics else None
-        ratio = _probe_ratio(run) if _is_probed(bench, group) else None
+        ratio = _probe_ratio(run) if is_probed(bench, group) else None
         curve = json.dumps(training_curve(run.history))
-        teachers_path = _cell_path(bench, folder, group, TEACHER)
+        teachers_path = cell_path(bench, folder, group, TEACHER)
         teachers_wanted = not teachers_path.is_file()
         rows = []
         teacher_rows = []
@@ -257,7 +203,7 @@ def run_group(bench: Bench, folder: Path, group: Group) -> None:
                 teacher_rows += theirs
         if teachers_wanted:
             _write_cell(teachers_path, teacher_rows)
-        _write_cell(_cell_path(bench, folder, group, name), rows)
+        _write_cell(cell_path(bench, folder, group, name), rows)
 
 
 def _view_of(bench: Bench, group: Group) -> View:
@@ -281,10 +227,6 @@ def _framelets(run: Run) -> str | None:
     if not isinstance(run.student, FMLP):
         return None
     return json.dumps(framelet_diagnostics(run), allow_nan=False)
-
-
-def _is_probed(bench: Bench, group: Group) -> bool:
-    return bench.probe and group.seed in bench.seeds_of(group.graph)[: bench.probe_seeds]
 
 
 def _in_tables(network: torch.nn.Module | None) -> int:
@@ -354,7 +296,7 @@ def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
     named = bench.candidates(name)
     if bench.trials == 1 and not named:
         return method
-    file = _tuned_file(bench, folder, group, name)
+    file = tuned_file(bench, folder, group, name)
     file.parent.mkdir(exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
         if not file.is_file():
@@ -370,32 +312,6 @@ def _tuned(bench: Bench, folder: Path, group: Group, name: str) -> Method:
             )
             _write_text(file, json.dumps(kept.model_dump(mode="json"), sort_keys=True))
     return type(method)(**json.loads(file.read_text()))
-
-
-def _tuned_file(bench: Bench, folder: Path, group: Group, name: str) -> Path:
-    """Where the options are kept that tuning found for a group's graph and cut."""
-    method = bench.method(name, group.graph, group.settings[0])
-    digest = _digest(
-        [
-            *_graph_of(bench, group),
-            _cut_of(group),
-            group.teacher,
-            _teachers_of(bench, group),
-            method.name,
-            method.model_dump(),
-            bench.trials,
-            bench.tuning_seed,
-            bench.unseen,
-            *_tuning_beyond(bench, name),
-        ]
-    )
-    return folder / "tuned" / f"{method.name}.{digest}.json"
-
-
-def _tuning_beyond(bench: Bench, name: str) -> list[Any]:
-    """What a digest says of tuning beyond ``trials`` on one seed."""
-    named, seeds = bench.candidates(name), bench.tuning_seeds
-    return [*([named] if named else []), *([{"seeds": seeds}] if seeds > 1 else [])]
 
 
 def _row(group: Group, setting: str, method: str, scores: dict[str, Any]) -> dict[str, Any]:
@@ -423,9 +339,9 @@ def measure_costs(bench: Bench, folder: Path) -> None:
     """
     for group in groups(bench):
         for name in (TEACHER, *bench.methods_of(group.teacher)):
-            cell = _cell(_cell_path(bench, folder, group, name))
+            cell = read_cell(cell_path(bench, folder, group, name))
             assert cell is not None  # the table has been computed
-            file = _costs_file(bench, folder, group, name, _kind_in(cell))
+            file = costs_file(bench, folder, group, name, kind_in(cell))
             if file is None or file.is_file():
                 continue
             if not any(cell[column].null_count for column in COSTS):
@@ -472,7 +388,7 @@ def _teacher_costs(bench: Bench, group: Group) -> dict[str, float]:
 
 def _keep_for_costs(bench: Bench, folder: Path, group: Group, name: str, run: Run) -> None:
     """Leave the student for :func:`measure_costs`, if it is the first one of its kind."""
-    file = _costs_file(bench, folder, group, name, _kind_of(run))
+    file = costs_file(bench, folder, group, name, _kind_of(run))
     if file is None or file.is_file():
         return
     file.parent.mkdir(exist_ok=True)
@@ -487,132 +403,12 @@ def _kind_of(run: Run) -> str:
     return type(run.student).__name__.lower()
 
 
-def _cell(path: Path) -> pa.Table | None:
-    """A cell's rows, if it is there."""
-    try:
-        return pq.read_table(path, schema=SCHEMA) if path.is_file() else None
-    except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise OutputError(
-            f"{path} cannot be read ({reason}): remove it, and what it held is computed again."
-        ) from None
-
-
-def _kind_in(cell: pa.Table) -> str | None:
-    """The kind of student in a cell; ``None`` for teachers, and in cells of older versions."""
-    kind: str | None = cell["student"][0].as_py()
-    return kind
-
-
-def _costs_file(
-    bench: Bench, folder: Path, group: Group, name: str, student: str | None
-) -> Path | None:
-    """Where speed and size are kept; ``None`` for what is not measured or not known yet.
-
-    Its name holds what they depend on: the graph, the options, the cut, which says how many nodes
-    are known, and the kind of student; not the seed.
-    """
-    if name == TEACHER:
-        (member, *others) = bench.members(group.teacher)
-        if others or member.teacher not in TIMED_TEACHERS:
-            return None
-        kind = f"{TEACHER}-{member.teacher}"
-        options = teacher_options(member.teacher, group.graph, **member.options).model_dump()
-    else:
-        method = bench.method(name, group.graph, group.settings[0])
-        if bench.trials > 1 or bench.candidates(name):
-            tuned = _tuned_file(bench, folder, group, name)
-            if not tuned.is_file():
-                return None
-            method = type(method)(**json.loads(tuned.read_text()))
-        kind, options = method.name, method.model_dump(mode="json")
-    parts = [*_graph_of(bench, group), kind, options]
-    if student is not None:  # else as before cells said it, so that theirs are still found
-        parts += [_cut_of(group), student]
-    return folder / "costs" / f"{kind}.{_digest(parts)}.json"
-
-
-def _with_costs(cell: pa.Table, file: Path | None) -> pa.Table:
-    """A cell's rows with speed and size, where they are known and not there yet.
-
-    Rows of the members of a committee have none.
-    """
-    if file is None or not file.is_file():
-        return cell
-    for column, value in json.loads(file.read_text()).items():
-        place = SCHEMA.get_field_index(column)
-        values = [value if there is None else there for there in cell[column].to_pylist()]
-        field = SCHEMA.field(place)
-        cell = cell.set_column(place, field, pa.array(values, type=field.type))
-    return cell
-
-
 def _missing(bench: Bench, folder: Path, group: Group) -> list[str]:
     methods = bench.methods_of(group.teacher)
     cells = [TEACHER, *methods]
-    missing = [name for name in cells if not _cell_path(bench, folder, group, name).is_file()]
+    missing = [name for name in cells if not cell_path(bench, folder, group, name).is_file()]
     # the teacher's row is scored beside a student, so one of them must be there
     return [*methods[:1], *missing] if missing == [TEACHER] else missing
-
-
-def _cell_path(bench: Bench, folder: Path, group: Group, name: str) -> Path:
-    """File of a cell; its name holds everything that the result depends on."""
-    method = {}
-    if name != TEACHER:
-        method = bench.method(name, group.graph, group.settings[0]).model_dump()
-        if bench.trials > 1 or bench.candidates(name):
-            tuning = [bench.trials, bench.tuning_seed, *_tuning_beyond(bench, name)]
-            method["tuning"] = tuning
-        if bench.diagnostics:
-            method["diagnostics"] = True
-        if _is_probed(bench, group):
-            method["probe"] = True
-    teachers = _teachers_of(bench, group, complete=True)
-    if bench.half_layers:
-        teachers = {"half layers": teachers}
-    digest = _digest(
-        [*_graph_of(bench, group), group.settings, group.seed, name, method, teachers, bench.unseen]
-    )
-    parts = (group.graph, _cut_of(group), group.teacher, str(group.seed), name, digest)
-    stem = ".".join(re.sub(r"[/\\:]", "-", part) for part in parts)
-    return folder / "cells" / f"{stem}.parquet"
-
-
-def _graph_of(bench: Bench, group: Group) -> list[Any]:
-    """What a digest says of a graph: its name, and what is in it where that may change."""
-    content, read = content_of(group.graph), bench.tables.get(group.graph)
-    return [group.graph, *([content] if content else []), *([read] if read else [])]
-
-
-def _cut_of(group: Group) -> str:
-    """What is told apart of the settings: whether nodes are cut away before training."""
-    return "whole" if group.settings[0] == "transductive" else "cut"
-
-
-def _teachers_of(bench: Bench, group: Group, *, complete: bool = False) -> Any:
-    """What a digest says of a group's teachers.
-
-    Args:
-        bench: The table.
-        group: The group.
-        complete: With the options of the graph's presets, too.
-    """
-
-    def options(member: Member) -> dict[str, Any]:
-        if not complete:
-            return member.options
-        return teacher_options(member.teacher, group.graph, **member.options).model_dump()
-
-    members = bench.members(group.teacher)
-    # as before there were variants and committees, so that cells computed then are still found
-    if [member.teacher for member in members] == [group.teacher]:
-        return options(members[0])
-    return [[member.name, member.teacher, options(member)] for member in members]
-
-
-def _digest(parts: list[Any]) -> str:
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 class _Spent:

@@ -62,14 +62,6 @@ def measure_teacher_latency(
         torch.set_num_threads(threads)
 
 
-def reach(teacher: TeacherOptions) -> int:
-    """Hops from a node to the furthest features that its answer depends on.
-
-    Degrees of the nodes there, which some normalisations ask for, are stored in a served graph.
-    """
-    return int(max(teacher.num_layers, getattr(teacher, "steps", 0)))
-
-
 def _measure(
     teacher: TeacherOptions,
     graph: Data,
@@ -79,7 +71,7 @@ def _measure(
 ) -> dict[str, dict[str, dict[str, float]]]:
     num_nodes = int(graph.num_nodes or 0)
     adj = module.prepare(graph.edge_index, num_nodes)
-    hops = reach(teacher)
+    hops = teacher.hops
     drawn = teacher.fan_out or (DEFAULT_FAN_OUT,) * hops
     samplers = {
         "teacher, all neighbours": NeighborSampler(graph.edge_index, num_nodes, (-1,) * hops),

@@ -119,7 +119,8 @@ class Limbeck(GLNN):
             "plain": set(given) & set(Plain.model_fields),
         }
         parts = {part: {name: given[name] for name in names} for part, names in made.items()}
-        for part, named in ((part, given[part]) for part in made if part in given):
+        for part in parts:
+            named = given.get(part, {})
             if isinstance(named, Options):
                 named = named.model_dump(exclude_unset=True)
             if not isinstance(named, Mapping):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.errors import InputError
-from limbeck.evaluation.bench import MARKER, SCHEMA, collect
+from limbeck.evaluation.cells import MARKER, SCHEMA, collect
 from limbeck.evaluation.compare import TEACHER, is_teacher
 from limbeck.evaluation.plan import Bench
 

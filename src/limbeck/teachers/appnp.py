@@ -94,6 +94,11 @@ class APPNPOptions(TeacherOptions):
     alpha: float = Field(default=0.1, gt=0, le=1)
     edge_dropout: Probability = 0.5
 
+    @property
+    def hops(self) -> int:
+        """Its steps; its layers are those of the MLP before them."""
+        return self.steps
+
     def build(self, view: View) -> APPNP:
         """A fresh network for the view."""
         return APPNP(

@@ -94,6 +94,11 @@ class TeacherOptions(Options, ABC):
     title: ClassVar[str]
     paper: ClassVar[str]
 
+    @property
+    def hops(self) -> int:
+        """Hops from a node to the furthest features that its answer depends on."""
+        return self.num_layers
+
     def penalty(self, module: GNN) -> Tensor:
         """What training adds to the loss of each step, beside ``weight_decay``: nothing here."""
         return torch.zeros(())

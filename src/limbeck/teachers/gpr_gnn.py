@@ -100,6 +100,11 @@ class GPRGNNOptions(TeacherOptions):
     max_epochs: PositiveInt = 1000
     patience: PositiveInt = 200
 
+    @property
+    def hops(self) -> int:
+        """Its steps; its layers are those of the MLP before them."""
+        return self.steps
+
     def build(self, view: View) -> GPRGNN:
         """A fresh network for the view."""
         return GPRGNN(
