@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.evaluation.compare import Cell, Comparison, compare, is_teacher
+from limbeck.evaluation.plan import Bench
 from limbeck.evaluation.published import published
 from limbeck.reports.ranks import ranks_svg
 from limbeck.reports.tables import standings_to_markdown
@@ -37,14 +38,15 @@ Means = dict[Cell, dict[str, tuple[float, float]]]
 
 
 def read(tables: list[str]) -> tuple[pa.Table, list[str]]:
-    """The rows of the tables and, for each graph, where they are from."""
+    """The rows of the tables and, of each, its graphs and how much was searched."""
     pieces, lines = [], []
     for name in tables:
         piece = pq.read_table(RESULTS / f"{name}.parquet")
         pairs = dict.fromkeys((row["graph"], row["seed"]) for row in piece.to_pylist())
         seeds = Counter(graph for graph, _ in pairs)
         graphs = ", ".join(f"{graph} ({count})" for graph, count in seeds.items())
-        lines.append(f"| [{name}]({name}.md) | {graphs} |")
+        trials = Bench.from_file(RESULTS.with_name(f"{name}.yaml")).trials
+        lines.append(f"| [{name}]({name}.md) | {graphs} | {trials} |")
         pieces.append(piece.replace_schema_metadata(None))
     return pa.concat_tables(pieces, promote_options="default"), lines
 
@@ -122,9 +124,9 @@ def controls(rows: list[Row], once: list[Row]) -> str:
         "## Is it the search? Would a rule of one line do?",
         "",
         f"`{ONCE}` takes the place of `{OWN}`: nothing is searched, so it is trained three times "
-        f"per seed; `{OWN}` chooses each of its three trainings among three, others one among "
-        f"three. `{RULE}` joins the students: the plain MLP where it knows more of the validation "
-        "nodes than the teacher, else GLNN, both as searched.",
+        f"per seed; `{OWN}` chooses each of its three trainings among as many candidates as "
+        f"others choose their one. `{RULE}` joins the students: the plain MLP where it knows more "
+        "of the validation nodes than the teacher, else GLNN, both as searched.",
         "",
         "| students | cells | method | mean rank | mean gap to best | worst gap to best |",
         "|" + "---|" * 6,
@@ -208,7 +210,8 @@ def main() -> None:
         f"{len(graphs)} graphs in four settings; the mean deviation over seeds is {errors:.1f} "
         "points. A graph with two splits (CPF's and the public one) or with and without its "
         "duplicates (chameleon) counts twice; such pairs are not independent.",
-        "| table | graphs (seeds) |\n|---|---|\n" + "\n".join(sources),
+        "| table | graphs (seeds) | candidates searched per graph and cut |\n|---|---|---|\n"
+        + "\n".join(sources),
         "![Mean ranks and what they do not tell apart](everything.ranks.svg)",
         ranks("All graphs", whole),
         ranks("Graphs whose teacher is ahead of a plain MLP on validation nodes", teaches),
