@@ -76,9 +76,13 @@ def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_bench(small, tmp_path)
     assert calls == ["mlp", "glnn"]
+    (spent,) = json.loads((tmp_path / "bench.json").read_text())["spent"]
+    assert spent["cells"] == 2  # the teacher and the MLP, though their group is not whole
     table = run_bench(small, tmp_path)
     assert calls[2:] == ["glnn"]
     assert table.num_rows == 3
+    first, second = json.loads((tmp_path / "bench.json").read_text())["spent"]
+    assert (first, second["cells"]) == (spent, 1)
 
 
 FRAMELETS = {

@@ -109,12 +109,14 @@ def run_bench(
     folder = _prepare(bench, Path(out))
     spent = _Spent(folder, workers, bench.graphs)
     plan = list(groups(bench))
-    for done, group in enumerate(_compute(bench, folder, plan, workers), start=1):
-        spent.note()
-        if on_group is not None:
-            on_group(group, done, len(plan))
-    if bench.latency:
-        measure_costs(bench, folder)
+    try:
+        for done, group in enumerate(_compute(bench, folder, plan, workers), start=1):
+            spent.note()
+            if on_group is not None:
+                on_group(group, done, len(plan))
+        if bench.latency:
+            measure_costs(bench, folder)
+    finally:
         spent.note()
     table = collect(bench, folder)
     _write_parquet(table, folder / "runs.parquet")
@@ -414,8 +416,9 @@ def _missing(bench: Bench, folder: Path, group: Group) -> list[str]:
 class _Spent:
     """Keeps in ``bench.json`` how long each call took that computed cells, costs included.
 
-    A folder may be filled graph by graph, so each call names its graphs. Written after each group:
-    a call that was killed is short of what it was then computing.
+    A folder may be filled graph by graph, so each call names its graphs. Written after each group
+    and on leaving: a call that was interrupted counts whole, one that was killed up to its last
+    group.
     """
 
     def __init__(self, folder: Path, workers: int, graphs: Sequence[str]) -> None:
