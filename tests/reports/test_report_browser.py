@@ -162,6 +162,26 @@ def test_a_cell_without_a_cost_does_not_choose_for_others(browser, tmp_path):
     opened.close()
 
 
+def test_names_of_the_front_are_whole_on_a_phone(browser, tmp_path):
+    costs = {"mlp": 1.0, "sa-mlp-labels": 1.1, "rbm": 40.0}
+    rows = [row for row in some_rows() if row["method"] in ("teacher", "mlp", "glnn", "rbm")]
+    for row in rows:
+        row["method"] = {"glnn": "sa-mlp-labels"}.get(row["method"], row["method"])
+        row["latency_us_b1"] = costs.get(row["method"])
+    report = write_report([table_of(tmp_path / "runs", rows)], tmp_path / "report.html")
+    width, height = SIZES["phone"]
+    opened = browser.new_page(viewport={"width": width, "height": height})
+    opened.set_default_timeout(PATIENCE_MS)
+    opened.goto(report.as_uri())
+    plot = opened.locator("#cell .plot").first
+    plot.scroll_into_view_if_needed()
+    named = plot.locator(".textpoint text", has_text="sa-mlp-labels")
+    named.wait_for()
+    field = plot.locator(".nsewdrag").first.bounding_box()
+    assert named.bounding_box()["x"] >= field["x"]
+    opened.close()
+
+
 def test_light_and_dark(page):
     dark = page.scheme == "dark"
 

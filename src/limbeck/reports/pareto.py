@@ -20,6 +20,9 @@ COST_AXES = {
 }
 """What accuracy is weighed against; less of it is better."""
 
+PER_CHARACTER = 0.023
+"""Share of the width that a character of a name takes on a phone; names stand left of the front."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -70,8 +73,10 @@ def pareto(points: Sequence[Point], axis: str, colors: Colors, where: str) -> Fi
         return None
     drawn = empty_plot(COST_AXES[axis], "test accuracy (%)")
     costs = [point.cost for point in points]
-    drawn.update_xaxes(type="log", **_log_ticks(min(costs), max(costs)))
     best = front(points)
+    named = [point for point in best if not is_teacher(point.method)]  # theirs are diamonds
+    room = PER_CHARACTER * max((len(point.method) for point in named), default=0) + 0.05
+    drawn.update_xaxes(type="log", **_log_ticks(min(costs), max(costs), min(room, 0.4)))
     drawn.add_scatter(
         x=[short(p.cost) for p in best],
         y=[percent(p.score) for p in best],
@@ -80,7 +85,6 @@ def pareto(points: Sequence[Point], axis: str, colors: Colors, where: str) -> Fi
         line={"shape": "hv", "dash": "dot", "width": 2, "color": TEACHER_COLOR},
         hoverinfo="skip",
     )
-    named = [point for point in best if not is_teacher(point.method)]  # theirs are diamonds
     for point in points:
         spread = None if point.std is None else {"type": "data", "array": [percent(point.std)]}
         drawn.add_scatter(
@@ -111,9 +115,13 @@ def pareto(points: Sequence[Point], axis: str, colors: Colors, where: str) -> Fi
     return Figure(f"pareto-{axis}", f"Accuracy against {name}, {where}", text, drawn)
 
 
-def _log_ticks(low: float, high: float) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 times powers of ten around some values, and the range that holds them."""
-    low, high = low / 2.5, high * 1.3  # names stand to the left of the front
+def _log_ticks(low: float, high: float, room: float) -> dict[str, Any]:
+    """Ticks at 1, 2 and 5 times powers of ten around some values, and the range that holds them.
+
+    ``room`` is the share of the range that is left free before the lowest one.
+    """
+    low, high = low / 1.3, high * 1.3
+    low /= (high / low) ** (room / (1 - room))
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     at = [step * 10.0**power for power in powers for step in (1, 2, 5)]
     at = [value for value in at if low <= value <= high]
