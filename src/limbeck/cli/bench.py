@@ -54,6 +54,7 @@ def bench(
     """
     from limbeck.evaluation.bench import run_bench
     from limbeck.evaluation.compare import compare
+    from limbeck.evaluation.memory import keep_freed_memory
     from limbeck.evaluation.plan import Bench
     from limbeck.files import appearing_whole
     from limbeck.reports.tables import (
@@ -79,6 +80,7 @@ def bench(
         if not quiet:
             say(f"[{done}/{total}] {group}")
 
+    keep_freed_memory()
     table = run_bench(plan, out, workers=workers, on_group=report)
     comparison = compare(table)
     with appearing_whole(out / "table.md") as aside:

@@ -35,6 +35,7 @@ def demo(
     import json as json_module
 
     import limbeck
+    from limbeck.evaluation.memory import keep_freed_memory
     from limbeck.runtime.bundle import check_target
     from limbeck.runtime.latency import measure_latency
 
@@ -43,6 +44,7 @@ def demo(
     progress = not quiet
     if progress:
         say("wordnet: 82,115 nouns; node = sense, edge = pointer, class = lexicographer file")
+    keep_freed_memory()
     view = limbeck.view(limbeck.load_graph("wordnet"), "inductive", seed)
     teacher = limbeck.fit_teacher(view, "sage", seed, progress=progress)
     if progress:

@@ -74,6 +74,7 @@ def distill(
         quiet: Show no progress.
     """
     import limbeck
+    from limbeck.evaluation.memory import keep_freed_memory
     from limbeck.runtime.bundle import check_target
     from limbeck.runtime.latency import measure_latency
 
@@ -92,6 +93,7 @@ def distill(
         name = (source or GraphSource()).graph or ""
         chosen = limbeck.make_method(method, name, **parse_settings(set_))
     _check_teacher(teacher, teacher_file, logits)
+    keep_freed_memory()
     graph = (source or GraphSource()).load()
     view = limbeck.view(graph, setting, seed, unseen=unseen)
     progress = not quiet

@@ -42,6 +42,7 @@ def probe(
         json: Print JSON.
     """
     import limbeck
+    from limbeck.evaluation.memory import keep_freed_memory
     from limbeck.evaluation.probe import probe as run_probe
 
     if steps < 1 or lr <= 0:
@@ -50,6 +51,7 @@ def probe(
     chosen = [limbeck.make_method(name, graph, **options) for name in split_names(method)]
     data = limbeck.load_graph(graph, data_root=data_root)
     view = limbeck.view(data, "transductive", seed)
+    keep_freed_memory()
     fitted = limbeck.fit_teacher(view, teacher, seed, progress=True, **parse_settings(teacher_set))
     probes = [
         found

@@ -48,7 +48,7 @@ from limbeck.evaluation.compare import TEACHER
 from limbeck.evaluation.distill import distill
 from limbeck.evaluation.framelets import framelet_diagnostics
 from limbeck.evaluation.latency import measure_teacher_latency
-from limbeck.evaluation.memory import peak_memory_mb, reset_peak_memory
+from limbeck.evaluation.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
 from limbeck.evaluation.plan import Bench, Group, groups
 from limbeck.evaluation.probe import probe
 from limbeck.evaluation.protocol import Run
@@ -136,7 +136,7 @@ def _compute(bench: Bench, folder: Path, plan: list[Group], workers: int) -> Ite
     with ProcessPoolExecutor(
         workers,
         mp_context=get_context("spawn"),
-        initializer=torch.set_num_threads,
+        initializer=_start_worker,
         initargs=(threads,),
     ) as pool:
         pending: dict[Future[None], Group] = {
@@ -151,6 +151,11 @@ def _compute(bench: Bench, folder: Path, plan: list[Group], workers: int) -> Ite
                     yield group
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 def run_group(bench: Bench, folder: Path, group: Group) -> None:
