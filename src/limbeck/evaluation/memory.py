@@ -1,9 +1,9 @@
 """Memory of this process: kept from one step of a training to the next, and its peak.
 
-glibc hands a large block back to the system as soon as it is freed, and the system fills every page
-with zeros when it is asked for again. A training step frees what the step after it needs, so on
-graphs of ten thousand nodes that took up to a third of a training (``benchmarks/kept_memory.py``).
-Results do not change.
+glibc hands a block of more than 32 MB back to the system as soon as it is freed, and the system
+fills every page with zeros when it is asked for again. A training step frees what the step after it
+needs: where a layer of all nodes is that large, this took 30 % of a training, else some percent
+(``benchmarks/kept_memory.py``). Results do not change.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def _glibc() -> ctypes.CDLL | None:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, to use it again; nothing without glibc.
 
-    For a process of our own that trains: it then holds up to half as much memory again. An
-    application that trains in its own process may want otherwise, so the library does not call it;
-    the command line does.
+    For a process of our own that trains: where layers are large it then holds up to two thirds more
+    memory. An application that trains in its own process may want otherwise, so the library does
+    not call it; the command line does.
     """
     if (glibc := _glibc()) is not None:
         glibc.mallopt(_MMAP_MAX, 0)
