@@ -2,7 +2,7 @@
 
 glibc hands a block of more than 32 MB back to the system as soon as it is freed, and the system
 fills every page with zeros when it is asked for again. A training step frees what the step after it
-needs: where a layer of all nodes is that large, this took 30 % of a training, else some percent
+needs: where a layer of all nodes is that large, this took 30 % of a training, else little
 (``benchmarks/kept_memory.py``). Results do not change.
 """
 
