@@ -1,6 +1,8 @@
 """Tables: complete, resumable, and never computed twice."""
 
+import contextlib
 import json
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -83,6 +85,32 @@ def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
     assert table.num_rows == 3
     first, second = json.loads((tmp_path / "bench.json").read_text())["spent"]
     assert (first, second["cells"]) == (spent, 1)
+
+
+def test_the_time_is_written_down_while_a_table_is_computed(tmp_path, monkeypatch):
+    """A call that is killed leaves no other trace of what it took."""
+    monkeypatch.setattr(bench_module, "NOTE_EVERY", 0.01)
+
+    def written() -> float:
+        return json.loads((tmp_path / "bench.json").read_text())["spent"][0]["seconds"]
+
+    seen = []
+
+    def wait(*_):
+        deadline = time.monotonic() + 30
+        first = None
+        while time.monotonic() < deadline:
+            with contextlib.suppress(IndexError):  # nothing is written yet
+                first = first or written()
+                if written() > first:
+                    seen.append(first)
+                    return
+            time.sleep(0.01)
+
+    small = Bench(**{**QUICK, "settings": ("transductive",), "seeds": 1})
+    run_bench(small, tmp_path, on_group=wait)
+    assert len(seen) == 1
+    assert written() > seen[0]
 
 
 FRAMELETS = {

@@ -15,9 +15,11 @@ import logging
 import os
 import platform
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -72,6 +74,9 @@ logger = logging.getLogger(__name__)
 
 LATENCY_SECONDS = 1.0
 
+NOTE_EVERY = 30.0
+"""Seconds from one note of the time spent to the next."""
+
 LOG_EVERY = 10
 """Epochs from one entry of a diagnosed method's notes to the next, where it has no other."""
 
@@ -107,17 +112,13 @@ def run_bench(
         if content_of(graph):  # tables may have mistakes, which are better found now
             _load(bench, graph)
     folder = _prepare(bench, Path(out))
-    spent = _Spent(folder, workers, bench.graphs)
     plan = list(groups(bench))
-    try:
+    with _Spent(folder, workers, bench.graphs):
         for done, group in enumerate(_compute(bench, folder, plan, workers), start=1):
-            spent.note()
             if on_group is not None:
                 on_group(group, done, len(plan))
         if bench.latency:
             measure_costs(bench, folder)
-    finally:
-        spent.note()
     table = collect(bench, folder)
     _write_parquet(table, folder / "runs.parquet")
     _note(folder, finished=True)
@@ -421,9 +422,8 @@ def _missing(bench: Bench, folder: Path, group: Group) -> list[str]:
 class _Spent:
     """Keeps in ``bench.json`` how long each call took that computed cells, costs included.
 
-    A folder may be filled graph by graph, so each call names its graphs. Written after each group
-    and on leaving: a call that was interrupted counts whole, one that was killed up to its last
-    group.
+    A folder may be filled graph by graph, so each call names its graphs. Written every
+    ``NOTE_EVERY`` seconds and on leaving, so that a call that was killed counts, too.
     """
 
     def __init__(self, folder: Path, workers: int, graphs: Sequence[str]) -> None:
@@ -433,6 +433,22 @@ class _Spent:
         self.started = time.monotonic()
         self.before = _about(folder).get("spent", [])
         self.there = self._cells()
+        self.left = threading.Event()
+        self.watch = threading.Thread(target=self._keep_noting, daemon=True)
+
+    def __enter__(self) -> None:
+        self.watch.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.left.set()
+        self.watch.join()
+        self.note()
+
+    def _keep_noting(self) -> None:
+        while not self.left.wait(NOTE_EVERY):
+            # a disk that is full is reported where the next cell is written, or on leaving
+            with suppress(OSError, OutputError):
+                self.note()
 
     def note(self) -> None:
         """Write down the time up to now, unless nothing has been computed."""
