@@ -67,7 +67,7 @@ def data_of(page):
 def test_one_file_that_needs_nothing_else(runs, tmp_path):
     out = write_report([runs], tmp_path / "report.html", title="A <b> & c")
     page = out.read_text(encoding="utf-8")
-    assert out.stat().st_size <= MAX_BYTES
+    assert out.stat().st_size <= MAX_BYTES / 3  # plotly's script is packed: plain it is 4.8 MB
     structure = parsed(page)
     assert structure.wrong == []
     assert structure.open == []

@@ -9,6 +9,7 @@ import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,7 @@ def _page(
     assert source is not None
     cells = list(by_cell)
     table = _table(comparison, by_cell)
+    figures = {"overall": overall, "cells": drawn}
     return environment.get_template("report.html.j2").render(
         title=title,
         version=limbeck.__version__,
@@ -207,17 +209,22 @@ def _page(
         published=[_published(b) for b in beside(comparison)],
         selection=SELECTION_RULE,
         left_out=[_SPARED_NAMES[kind] for kind in left_out],
-        plotly=get_plotlyjs(),
+        plotly=_plotly(),
         style=source.get_source(environment, "report.css")[0],
         script=source.get_source(environment, "report.js")[0],
-        data=packed({"overall": overall, "cells": drawn}),
+        data=packed(json.dumps(figures, separators=(",", ":"), allow_nan=False)),
     )
 
 
-def packed(document: Any) -> str:
-    """A document as the page holds it: JSON, gzipped, base64; figures repeat themselves a lot."""
-    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+def packed(text: str) -> str:
+    """A text as the page holds it: gzipped, base64. Figures and scripts repeat themselves a lot."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+@cache
+def _plotly() -> str:
+    """The script that draws the figures, packed."""
+    return packed(get_plotlyjs())
 
 
 _SPARED_NAMES = {

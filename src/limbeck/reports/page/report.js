@@ -1,10 +1,11 @@
 "use strict";
 (async () => {
-  // gzipped JSON
-  const unpack = async (text) => {
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  // gzipped text
+  const unpack = async (id) => {
+    const packed = atob(document.getElementById(id).textContent);
+    const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
     const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(plain).json();
+    return new Response(plain).text();
   };
   const root = document.documentElement;
   const phone = () => window.innerWidth <= 640;
@@ -191,10 +192,14 @@
   system.addEventListener("change", (change) => setTheme(change.matches));
   setTheme(system.matches);
   filter();
-  const data = await unpack(document.getElementById("data").textContent).catch((error) => {
+  const [plotly, text] = await Promise.all([unpack("plotly"), unpack("data")]).catch((error) => {
     document.getElementById("broken").hidden = false;
     throw error;
   });
+  const library = element("script");
+  library.textContent = plotly;
+  document.head.append(library); // runs it
+  const data = JSON.parse(text);
   document.getElementById("no-overall").hidden = data.overall.length > 0;
   costs(data.overall, document.getElementById("cost-axis"), document.getElementById("overall"));
   cell.onchange = () => showCell(data.cells[cell.value]);
