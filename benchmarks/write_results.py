@@ -124,22 +124,28 @@ def provenance(made: list[dict[str, Any]], seeds: list[int]) -> str:
         of = "" if len(made) == 1 else f" ({', '.join(one['graphs'])})"
         lines.append(
             f"limbeck {one['limbeck']}, {versions}; CPU, 2 cores ({platform.machine()}){of}. "
-            f"{took(one['spent'])}"
+            f"{took(one['spent'], one['graphs'])}"
         )
     return "\n\n".join([f"Seeds {seeds}.", *lines])
 
 
-def took(spent: list[dict]) -> str:
-    """A sentence on the wall-clock time of all calls; cells that were made anew count each time."""
+def took(spent: list[dict], graphs: list[str]) -> str:
+    """A sentence on the wall-clock time of all calls; cells that were made anew count each time.
+
+    A call may have made cells of other graphs, too, which are named.
+    """
     if not spent:
         return ""
     minutes = sum(call["seconds"] for call in spent) / 60
     workers = max(call["workers"] for call in spent)
     cells = sum(call["cells"] for call in spent)
     calls = f" in {len(spent)} calls" if len(spent) > 1 else ""
+    named = dict.fromkeys(graph for call in spent for graph in call.get("graphs", ()))
+    others = ", ".join(graph for graph in named if graph not in graphs)
+    shared = f", cells of {others} among them" if others else ""
     return (
         f"{cells} cells, with their searches and latencies, took {minutes:.0f} minutes of "
-        f"{workers} processes{calls}."
+        f"{workers} processes{calls}{shared}."
     )
 
 

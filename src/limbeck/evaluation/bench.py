@@ -423,7 +423,8 @@ class _Spent:
     """Keeps in ``bench.json`` how long each call took that computed cells, costs included.
 
     A folder may be filled graph by graph, so each call names its graphs. Written every
-    ``NOTE_EVERY`` seconds and on leaving, so that a call that was killed counts, too.
+    ``NOTE_EVERY`` seconds and on leaving, so that a call that was killed counts, too, unless it
+    had finished no cell: what it searched by then is not counted.
     """
 
     def __init__(self, folder: Path, workers: int, graphs: Sequence[str]) -> None:
