@@ -31,6 +31,7 @@ from limbeck.evaluation.plan import Bench, groups
 
 RESULTS = Path(__file__).parent / "results"
 TIMES = {"train_seconds", "peak_mb"}
+ADDED = {"student"}  # the kind of student: rows made before it was noted lack it
 COSTS = {"latency_us_b1", "latency_us_b256", "bundle_bytes", "model_bytes"}
 SHOWN = ("val_accuracy", "test_accuracy", "brier", "epochs")
 
@@ -66,7 +67,7 @@ def main() -> None:
         differ += bool(wrong)
         what = [row["graph"], row["setting"], str(row["seed"]), row["method"]]
         figures = [f"{row[name]!r} / {again[name]!r}" for name in SHOWN]
-        compared = len(set(row) - TIMES - COSTS)
+        compared = len(held(row))
         seconds = f"{time.perf_counter() - started:.0f}"
         lines.append(
             f"| {' | '.join([*what, *figures, str(compared), ', '.join(wrong) or '–', seconds])} |"
@@ -104,9 +105,14 @@ def computed(bench: Bench, row: dict[str, Any]) -> dict[str, Any]:
     return again
 
 
+def held(row: dict[str, Any]) -> set[str]:
+    """Names of the columns that can be compared: what was measured, and was noted at the time."""
+    return set(row) - TIMES - COSTS - {name for name in ADDED if row.get(name) is None}
+
+
 def different(row: dict[str, Any], again: dict[str, Any]) -> list[str]:
     """Names of the columns that are not the same."""
-    return sorted(name for name in set(row) - TIMES - COSTS if row[name] != again[name])
+    return sorted(name for name in held(row) if row[name] != again[name])
 
 
 if __name__ == "__main__":
