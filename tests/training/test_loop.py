@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.errors import OptionError
 from limbeck.training import Checkpoint, batches, fit, seeded
+from limbeck.training.loop import subnormals_as_zero
 
 
 class Interrupted(Exception):
@@ -169,3 +170,38 @@ def test_seeded_restores_the_generator():
     with seeded(5):
         torch.rand(7)
     assert torch.equal(torch.rand(3), expected)
+
+
+def flushes() -> bool:
+    return float(torch.tensor([1e-40]) * 1.0) == 0.0
+
+
+@pytest.mark.skipif(
+    not torch.set_flush_denormal(False), reason="this processor cannot take them as zero"
+)
+def test_subnormal_numbers_are_zero_while_a_module_trains():
+    """Else weights that decay to nothing make each step several times as slow."""
+    module, seen = counter(), []
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        seen.append(flushes())
+        yield -module.weight.sum()
+
+    options = {"lr": 1.0, "weight_decay": 0.0, "max_epochs": 2, "patience": 5}
+    assert not flushes()
+    fit(module, losses, lambda: 0.0, **options)
+    assert seen == [True, True]
+    assert not flushes()
+
+    def interrupted(epoch: int) -> Iterator[Tensor]:
+        raise Interrupted
+        yield
+
+    with pytest.raises(Interrupted):
+        fit(module, interrupted, lambda: 0.0, **options)
+    assert not flushes()
+
+    with subnormals_as_zero():
+        fit(module, losses, lambda: 0.0, **options)
+        assert flushes()  # as whoever called it had it
+    assert not flushes()

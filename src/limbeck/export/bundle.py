@@ -22,6 +22,7 @@ from limbeck.export.bands import export_bands
 from limbeck.export.card import make_card
 from limbeck.export.compiled import compile_student
 from limbeck.export.gnn import export_gnn
+from limbeck.export.graph import without_subnormals
 from limbeck.export.int8 import (
     CALIBRATION_NODES,
     Quantization,
@@ -216,7 +217,8 @@ def export_bundle(
         _as_array(inputs.bands),
         _as_array(banded),
     )
-    store |= {**parts.arrays, **(more_arrays or {})}
+    store |= {name: without_subnormals(array) for name, array in parts.arrays.items()}
+    store |= more_arrays or {}
     if callable(latency):
         latency = latency(_in_memory(fields, parts, store))
     fields["latency"] = None if latency is None else dict(latency)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor
 
 from limbeck.errors import OptionError
@@ -25,7 +26,7 @@ from limbeck.export.forms import (
     values_per_entry,
     write,
 )
-from limbeck.export.graph import Dtype, Graph, Signature
+from limbeck.export.graph import Dtype, Graph, Signature, without_subnormals
 from limbeck.graphs.sparse import is_csr
 from limbeck.runtime.bundle import INPUTS, RoutingEntry
 from limbeck.runtime.kernel import (
@@ -362,13 +363,19 @@ def export_module(
 
 
 def _clean(model: Any) -> Any:
-    """Leave out what the exporter notes for debugging, file names of this machine among it."""
+    """Leave out what the exporter notes for debugging, file names of this machine among it.
+
+    Subnormal weights become zeros, as everywhere in a bundle.
+    """
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     # intermediate shapes: inferred again by any reader, and wrong after folding (quantisation
     # trips over them)
     del model.graph.value_info[:]
     model.graph.name = "student"
+    for tensor in model.graph.initializer:
+        array = without_subnormals(numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     for part in (*model.graph.node, *model.graph.initializer, *_ends(model)):
         part.doc_string = ""
         del part.metadata_props[:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -107,6 +108,22 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def subnormals_as_zero() -> Iterator[None]:
+    """Let this thread take numbers below 1.2e-38 as zero in a block, and put it back afterwards.
+
+    Weight decay drives a weight that nothing needs through all of float32's small numbers, and many
+    processors take a hundred cycles and more for a product with one of the smallest. Where
+    processors cannot be told to, nothing changes.
+    """
+    was_so = sys.float_info.min * 0.5 == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(was_so)
+
+
 def batches(nodes: Tensor, batch_size: int | None) -> Iterator[Tensor]:
     """Shuffle ``nodes`` and cut them into batches.
 
@@ -122,6 +139,7 @@ def batches(nodes: Tensor, batch_size: int | None) -> Iterator[Tensor]:
         yield shuffled[start : start + batch_size]
 
 
+@subnormals_as_zero()
 def fit(
     module: torch.nn.Module,
     losses: Callable[[int], Iterable[Tensor]],
@@ -144,7 +162,7 @@ def fit(
     is the new best (ties go to the later epoch), and training stops when ``patience`` epochs
     brought none. Random numbers come from PyTorch's generator, so wrap the call in
     :func:`seeded`. A run that is interrupted and resumed from its checkpoint ends with the very
-    weights of one that was not.
+    weights of one that was not. Subnormal numbers are zeros meanwhile.
 
     Args:
         module: What is trained; all its parameters.
