@@ -2,10 +2,12 @@
 
 limbeck bench --config benchmarks/cpf.yaml --workers 2 --out runs/cpf
 limbeck bench --config benchmarks/nosmog.yaml --workers 2 --out runs/nosmog
-limbeck bench --config benchmarks/experts_small.yaml --workers 2 --out runs/experts_small
-limbeck bench --config benchmarks/experts_large.yaml --workers 2 --out runs/experts_large
-python benchmarks/reproduction.py runs/cpf runs/nosmog runs/experts_small runs/experts_large \
-    --out benchmarks/results/reproduction.md
+limbeck bench --config benchmarks/core.yaml --workers 2 --out runs/core
+limbeck bench --config benchmarks/full.yaml --workers 2 --out runs/full
+limbeck bench --config benchmarks/full_imdb.yaml --workers 2 --out runs/full_imdb
+limbeck bench --config benchmarks/large.yaml --workers 2 --out runs/large
+python benchmarks/reproduction.py runs/cpf runs/nosmog runs/core runs/full runs/full_imdb \
+    runs/large --out benchmarks/results/reproduction.md
 
 Of tables that have the same graph, setting, teacher and method, the first one given counts. A gap
 is ours minus theirs in points, beside it the same in standard errors of the difference of two
