@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,10 @@ TURNS = 3
 
 def keep_subnormals() -> None:
     """Take out what makes them zeros."""
-    as_it_is: Callable[[Any], Any] = lambda array: array  # noqa: E731
+
+    def as_it_is(given: Any) -> Any:
+        return given
+
     torch.set_flush_denormal = as_it_is
     for module in (graph, bundle, onnx):
         module.without_subnormals = as_it_is  # type: ignore[attr-defined]

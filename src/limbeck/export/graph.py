@@ -133,7 +133,7 @@ def without_subnormals(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The array with zeros for its subnormal numbers, in float32 those below 1.2e-38.
 
     Beside any other number a product with them is lost in rounding, and many processors take a
-    hundred cycles and more for one: with 2 % of such weights a student took 27 times as long.
+    hundred cycles and more for one: with 2 % of such weights a student took twenty times as long.
     """
     if array.dtype.kind != "f":
         return array
