@@ -48,17 +48,19 @@ def train(graph: str, method: str, keep: bool) -> dict[str, float]:
     }
 
 
-def in_child(graph: str, method: str, keep: bool) -> dict[str, float]:
-    """:func:`train` in a process of its own."""
-    command = [sys.executable, __file__, "--train", graph, method, *(["--keep"] if keep else [])]
+def in_child(script: str, graph: str, method: str, keep: bool) -> dict[str, Any]:
+    """What ``train`` of a script finds in a process of its own."""
+    command = [sys.executable, script, "--train", graph, method, *(["--keep"] if keep else [])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def row(graph: str, method: str) -> str:
     """Medians of both ways, as a line of the table."""
-    turns = [[in_child(graph, method, keep) for keep in (False, True)] for _ in range(TURNS)]
+    turns = [
+        [in_child(__file__, graph, method, keep) for keep in (False, True)] for _ in range(TURNS)
+    ]
     (accuracy,) = {figures["accuracy"] for turn in turns for figures in turn}
     before, after = (
         {name: statistics.median(turn[way][name] for turn in turns) for name in turns[0][way]}

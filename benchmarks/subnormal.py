@@ -13,7 +13,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept_memory import in_child
 
 import limbeck
 from limbeck.export import bundle, graph, onnx
@@ -47,7 +47,7 @@ def keep_subnormals() -> None:
 
     torch.set_flush_denormal = as_it_is
     for module in (graph, bundle, onnx):
-        module.without_subnormals = as_it_is  # type: ignore[attr-defined]
+        vars(module)["without_subnormals"] = as_it_is
 
 
 def train(name: str, method: str, keep: bool) -> dict[str, Any]:
@@ -73,17 +73,11 @@ def train(name: str, method: str, keep: bool) -> dict[str, Any]:
     }
 
 
-def in_child(name: str, method: str, keep: bool) -> dict[str, Any]:
-    """:func:`train` in a process of its own."""
-    command = [sys.executable, __file__, "--train", name, method, *(["--keep"] if keep else [])]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def row(name: str, method: str) -> str:
     """Medians of both ways, as a line of the table."""
-    turns = [[in_child(name, method, keep) for keep in (True, False)] for _ in range(TURNS)]
+    turns = [
+        [in_child(__file__, name, method, keep) for keep in (True, False)] for _ in range(TURNS)
+    ]
     (figures,) = {tuple(way["figures"]) for turn in turns for way in turn}
     ratio = statistics.median(zeros["seconds"] / kept["seconds"] for kept, zeros in turns)
     cells = [name, method]

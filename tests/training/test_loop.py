@@ -176,9 +176,6 @@ def flushes() -> bool:
     return float(torch.tensor([1e-40]) * 1.0) == 0.0
 
 
-@pytest.mark.skipif(
-    not torch.set_flush_denormal(False), reason="this processor cannot take them as zero"
-)
 def test_subnormal_numbers_are_zero_while_a_module_trains():
     """Else weights that decay to nothing make each step several times as slow."""
     module, seen = counter(), []
@@ -188,9 +185,10 @@ def test_subnormal_numbers_are_zero_while_a_module_trains():
         yield -module.weight.sum()
 
     options = {"lr": 1.0, "weight_decay": 0.0, "max_epochs": 2, "patience": 5}
+    possible = torch.set_flush_denormal(False)  # not on every processor
     assert not flushes()
     fit(module, losses, lambda: 0.0, **options)
-    assert seen == [True, True]
+    assert seen == [possible, possible]
     assert not flushes()
 
     def interrupted(epoch: int) -> Iterator[Tensor]:
@@ -203,5 +201,5 @@ def test_subnormal_numbers_are_zero_while_a_module_trains():
 
     with subnormals_as_zero():
         fit(module, losses, lambda: 0.0, **options)
-        assert flushes()  # as whoever called it had it
+        assert flushes() is possible  # as whoever called it had it
     assert not flushes()
